@@ -1,0 +1,32 @@
+"""The command line: one file a verb. Verbs import what they need when they run, so that ``--help`` is instant."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from hpcdeq.cli.ingest import ingest
+from hpcdeq.errors import HpcdeqError
+
+app = typer.Typer(
+    name="hpcdeq",
+    help="Denoise hyperspectral archives with sparse-coding Deep Unrolling and Deep Equilibrium models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+for verb in (ingest,):
+    app.command()(verb)
+
+
+def main() -> None:
+    """Run a verb; an error meant for the user is one line on stderr and its exit code."""
+    try:
+        app(standalone_mode=True)
+    except HpcdeqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        sys.exit(130)

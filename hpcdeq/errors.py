@@ -1,0 +1,56 @@
+"""Every error a user can meet: what was wrong, the value, the rule, and what to do next.
+
+Each class is also the built-in a Python caller would expect, and carries the exit code of the command line
+(0 done, 1 failed, 2 usage or config, 3 finished but some units failed, 75 checkpointed for requeue, 130 interrupted).
+"""
+
+from __future__ import annotations
+
+
+class HpcdeqError(Exception):
+    """Base of all errors that are meant for the user."""
+
+    exit_code = 1
+
+
+class ConfigError(HpcdeqError, ValueError):
+    """A setting, option or argument is wrong."""
+
+    exit_code = 2
+
+
+class ArchiveError(HpcdeqError, ValueError):
+    """An archive, or a scene in it, is not what it should be."""
+
+
+class ArchiveNotFoundError(ArchiveError, FileNotFoundError):
+    """There is no archive, or no such scene, where one was asked for."""
+
+
+class SceneError(HpcdeqError, ValueError):
+    """One raw or stored scene cannot be used; the others can."""
+
+
+class ModelFileError(HpcdeqError, ValueError):
+    """A model or dictionary file is missing, damaged, or does not fit the data."""
+
+
+class TrainingError(HpcdeqError, RuntimeError):
+    """Training cannot go on."""
+
+
+class MissingExtraError(HpcdeqError, ImportError):
+    """An optional library is needed and not installed."""
+
+    def __init__(self, library: str, extra: str, purpose: str) -> None:
+        super().__init__(f'{purpose} needs {library}, which is not installed; run: pip install "hpcdeq[{extra}]"')
+
+
+class PartialFailureError(HpcdeqError, RuntimeError):
+    """The work is finished, but some scenes or units failed; they are listed."""
+
+    exit_code = 3
+
+
+class HpcdeqWarning(UserWarning):
+    """Something the user should know, though the work goes on."""
