@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Run the tests: bash tests/run.sh [pytest arguments]. Sets everything up first.
+# HPCDEQ_DATA: folder with real scenes (cave/train, cave/val, formats/...); tests on real data are skipped without it.
+set -euo pipefail
+if [ -n "${HPCDEQ_DATA:-}" ]; then
+    HPCDEQ_DATA=$(realpath "$HPCDEQ_DATA") # given relative to where the caller stands
+    export HPCDEQ_DATA
+    echo "tests: real data in $HPCDEQ_DATA"
+else
+    echo "tests: HPCDEQ_DATA is not set; tests on real data are skipped"
+fi
+cd "$(dirname "$0")/.."
+
+bash launch/setup.sh dev
+if [ $# = 0 ]; then # the fast tests first
+    set -- tests/unit
+    for folder in tests/*/; do
+        case $folder in tests/unit/ | *__pycache__/) ;; *) set -- "$@" "$folder" ;; esac
+    done
+fi
+exec "${HPCDEQ_VENV:-.venv}/bin/python" -m pytest "$@"
