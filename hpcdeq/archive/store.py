@@ -263,15 +263,21 @@ def open_archive(path: Path | str, *, create: bool = False) -> Archive:
     if create and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
         zarr.create_group(path, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
     if not path.exists():
-        raise ArchiveNotFoundError(f"no archive at {path}; make one with: hpcdeq ingest RAW... --archive {path}")
+        raise ArchiveNotFoundError(
+            f"no archive at {path}; make one with: hpcdeq ingest RAW... --archive {path}"
+        )
     try:
         schema = zarr.open_group(path, mode="r", zarr_format=3).attrs.get("hpcdeq_schema")
     except (OSError, ValueError, TypeError) as error:
         raise ArchiveError(f"{path} is not an hpcdeq archive: it has no Zarr v3 root group") from error
     if schema is None:
-        raise ArchiveError(f"{path} is a Zarr group, but not an hpcdeq archive: it has no 'hpcdeq_schema' attribute")
+        raise ArchiveError(
+            f"{path} is a Zarr group, but not an hpcdeq archive: it has no 'hpcdeq_schema' attribute"
+        )
     if schema != layout.SCHEMA:
-        raise ArchiveError(f"{path} has schema {schema}; this version reads schema {layout.SCHEMA}: update hpcdeq")
+        raise ArchiveError(
+            f"{path} has schema {schema}; this version reads schema {layout.SCHEMA}: update hpcdeq"
+        )
     return Archive(path)
 
 
@@ -349,7 +355,11 @@ def _create(path: Path, header: SceneHeader) -> None:
     # Every shard must exist as a file, even one of zeros: a missing file is a lost shard, never data.
     config: Any = {"write_empty_chunks": True}
     codecs: Any = [ZstdCodec(level=3), Crc32cCodec()]
-    units: dict[str, Any] = {"scale_factor": header.scale_factor, "units": "1", "long_name": "scaled radiance"}
+    units: dict[str, Any] = {
+        "scale_factor": header.scale_factor,
+        "units": "1",
+        "long_name": "scaled radiance",
+    }
     if header.wavelengths is not None:
         units["coordinates"] = layout.WAVELENGTH
     group.create_array(
@@ -367,7 +377,12 @@ def _create(path: Path, header: SceneHeader) -> None:
     for name, values in ((layout.WAVELENGTH, header.wavelengths), (layout.FWHM, header.fwhm)):
         if values is not None:
             array = group.create_array(
-                name, shape=(bands,), dtype="float64", dimension_names=("band",), attributes={"units": "nm"}, config=config
+                name,
+                shape=(bands,),
+                dtype="float64",
+                dimension_names=("band",),
+                attributes={"units": "nm"},
+                config=config,
             )
             array[...] = values
     if header.has_mask:
@@ -404,17 +419,23 @@ def _check_metadata(name: str, group: zarr.Group, array: zarr.Array[Any]) -> Non
     if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
         raise SceneError(f"scene {name}: radiance must hold integers or floats, got {array.dtype}")
     bands, height, width = array.shape
-    if not (1 <= bands <= layout.MAX_BANDS and 1 <= height <= layout.MAX_EDGE and 1 <= width <= layout.MAX_EDGE):
+    if not (
+        1 <= bands <= layout.MAX_BANDS and 1 <= height <= layout.MAX_EDGE and 1 <= width <= layout.MAX_EDGE
+    ):
         raise SceneError(
             f"scene {name}: shape {array.shape} is out of bounds: 1 to {layout.MAX_BANDS} bands, 1 to {layout.MAX_EDGE} pixels"
         )
     whole = array.shards or array.chunks
     size = int(np.prod([float(n) for n in whole])) * array.dtype.itemsize
     if size > layout.MAX_CHUNK_BYTES:
-        raise SceneError(f"scene {name}: a shard of {size} bytes is over the bound of {layout.MAX_CHUNK_BYTES}")
+        raise SceneError(
+            f"scene {name}: a shard of {size} bytes is over the bound of {layout.MAX_CHUNK_BYTES}"
+        )
     unknown = _codec_names(array.metadata.to_dict()["codecs"]) - layout.CODECS
     if unknown:
-        raise SceneError(f"scene {name}: codec {sorted(unknown)} is not among those allowed: {sorted(layout.CODECS)}")
+        raise SceneError(
+            f"scene {name}: codec {sorted(unknown)} is not among those allowed: {sorted(layout.CODECS)}"
+        )
 
 
 def _codec_names(codecs: Any) -> set[str]:

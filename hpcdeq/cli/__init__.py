@@ -6,7 +6,9 @@ import sys
 
 import typer
 
+from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
+from hpcdeq.cli.validate import validate
 from hpcdeq.errors import HpcdeqError
 
 app = typer.Typer(
@@ -16,7 +18,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ingest,):
+for verb in (ingest, info, validate):
     app.command()(verb)
 
 

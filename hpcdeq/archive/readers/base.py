@@ -1,0 +1,169 @@
+"""What every reader gives: a raw scene with its facts, and ``read(window)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hpcdeq.archive import layout
+from hpcdeq.errors import SceneError
+from hpcdeq.tiling import Window
+
+WAVELENGTH_NAMES = (
+    "wavelength",
+    "wavelengths",
+    "bands",
+    "wl",
+    "wave",
+    "lambda",
+    "lambdas",
+    "centers",
+    "centerwavelength",
+)
+_NANOMETRES = {"nm": 1.0, "nanometers": 1.0, "nanometres": 1.0, "nanometer": 1.0, "nanometre": 1.0}
+_MICROMETRES = dict.fromkeys(
+    ("um", "µm", "μm", "micrometers", "micrometres", "micrometer", "micrometre", "microns", "micron"), 1000.0
+)
+_UNITS = _NANOMETRES | _MICROMETRES
+
+
+@dataclass(frozen=True)
+class Source:
+    """A raw scene that was found and not opened yet."""
+
+    name: str
+    """Name of the scene: of the folder for PNG bands, else of the file without its ending."""
+    kind: str
+    """Which reader opens it: png, envi, hdf5, matlab5, npy, npz, geotiff."""
+    path: Path
+    """The file or folder the user knows it by."""
+    files: tuple[Path, ...]
+    """All files that make it up, in the order in which they are checksummed."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to take from a file that holds more than one array, or does not tell its axes."""
+
+    variable: str | None = None
+    axes: str | None = None
+    """Order of the axes as the file stores them, such as ``yxb``; for MATLAB files as MATLAB shows them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RawScene:
+    """A raw scene, opened for reading."""
+
+    format: str
+    """For people: "CAVE PNG folder", "ENVI BIL", ..."""
+    shape: tuple[int, int, int]
+    """(band, y, x)."""
+    dtype: np.dtype[Any]
+    read: Callable[[Window], NDArray[Any]]
+    """Pixels (band, y, x) of a window, in the file's own type and units."""
+    variable: str | None = None
+    wavelengths: NDArray[np.float64] | None = None
+    """(band,) in nm."""
+    fwhm: NDArray[np.float64] | None = None
+    """(band,) in nm."""
+    full_scale: float | None = None
+    """The value that maps to 1.0, if the format tells."""
+    full_scale_from: str = ""
+    ignore_value: float | None = None
+    """A pixel all of whose bands equal this holds no data."""
+    notes: tuple[str, ...] = ()
+    attributes: dict[str, Any] = field(default_factory=dict)
+    """Further attributes of the stored scene, such as its map projection."""
+
+
+class Variable(NamedTuple):
+    """An array in a file, as its error lines list it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def listing(variables: Sequence[Variable]) -> str:
+    """Name all arrays of a file with their shapes and types."""
+    return ", ".join(f"{v.name} {v.shape} {v.dtype}" for v in variables) or "no arrays"
+
+
+def choose(variables: Sequence[Variable], candidates: Sequence[str], wanted: str | None) -> str:
+    """Return the name of the one array to read.
+
+    Parameters
+    ----------
+    variables
+        All arrays of the file.
+    candidates
+        Names of those that can be scenes.
+    wanted
+        The user's ``--variable``, if any.
+
+    Raises
+    ------
+    SceneError
+        If the wanted one does not exist or is no scene, or if there is not exactly one candidate and none is wanted.
+    """
+    if wanted is not None:
+        if wanted in candidates:
+            return wanted
+        what = (
+            "cannot be a scene (numeric, 3-D)" if wanted in {v.name for v in variables} else "does not exist"
+        )
+        raise SceneError(f"variable {wanted!r} {what}; the file holds: {listing(variables)}")
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise SceneError(f"no numeric 3-D array in it; the file holds: {listing(variables)}")
+    raise SceneError(
+        f"{len(candidates)} arrays could be the scene; choose one with --variable NAME; the file holds: {listing(variables)}"
+    )
+
+
+def check_shape(shape: Sequence[int], itemsize: int) -> tuple[int, int, int]:
+    """Return (band, y, x) if an archive can hold it; headers can lie, so this comes before any allocation."""
+    bands, height, width = (int(n) for n in shape)
+    if not (
+        1 <= bands <= layout.MAX_BANDS and 1 <= height <= layout.MAX_EDGE and 1 <= width <= layout.MAX_EDGE
+    ):
+        raise SceneError(
+            f"{bands} bands of {height} x {width} pixels are out of bounds: 1 to {layout.MAX_BANDS} bands, "
+            f"1 to {layout.MAX_EDGE} pixels an edge"
+        )
+    if bands * layout.CHUNK**2 * itemsize > layout.MAX_CHUNK_BYTES:
+        raise SceneError(
+            f"{bands} bands of {itemsize} bytes are too many for one chunk of {layout.CHUNK} pixels"
+        )
+    return bands, height, width
+
+
+def in_nanometres(values: ArrayLike, units: str | None, bands: int) -> tuple[NDArray[np.float64] | None, str]:
+    """Convert wavelengths or widths to nm.
+
+    Returns
+    -------
+    values
+        (band,) in nm, or None where they cannot be used.
+    note
+        What was assumed or why they are not used; empty if all is plain.
+    """
+    array = np.asarray(values, np.float64).ravel()
+    if array.size != bands:
+        return None, f"{array.size} wavelengths for {bands} bands: not used"
+    if not (np.isfinite(array).all() and (array >= 0).all()):
+        return None, "wavelengths that are negative or not finite: not used"
+    said = (units or "").strip().lower()
+    if said in _UNITS:
+        return array * _UNITS[said], ""
+    if said not in ("", "unknown"):
+        return None, f"wavelengths in {units!r}, which is no length: not used"
+    if array.max() < 100.0:
+        return array * 1000.0, "wavelengths without units, all below 100: taken as micrometres"
+    return array, ""

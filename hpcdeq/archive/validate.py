@@ -1,0 +1,111 @@
+"""Read everything an archive holds and name what is damaged, down to the chunk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from hpcdeq.archive.layout import CHUNK
+from hpcdeq.archive.store import Archive, Scene, crc32c_of
+from hpcdeq.errors import SceneError
+from hpcdeq.tiling import Window, partition
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something damaged in a scene."""
+
+    scene: str
+    message: str
+    window: Window | None = None
+    """The pixels it is about; None if it is the whole scene."""
+
+    def __str__(self) -> str:
+        w = self.window
+        where = f", rows {w.y0}:{w.y1}, columns {w.x0}:{w.x1}" if w else ""
+        return f"scene {self.scene}{where}: {self.message}"
+
+
+def validate(archive: Archive) -> Iterator[tuple[str, list[Problem]]]:
+    """Check every scene of an archive; a bad one does not end the others.
+
+    Yields
+    ------
+    name, problems
+        For every scene in the order of their names; no problems if it is sound.
+    """
+    for name in archive:
+        try:
+            yield name, list(check_scene(archive[name]))
+        except SceneError as error:
+            yield name, [Problem(name, str(error).removeprefix(f"scene {name}: "))]
+
+
+def check_scene(scene: Scene) -> Iterator[Problem]:
+    """Read every chunk of a scene: shard files against their checksums, then every pixel.
+
+    Yields
+    ------
+    problem
+        One for every damaged chunk; one for a shard that is missing, or changed where no chunk shows why.
+
+    Raises
+    ------
+    SceneError
+        If its checksums or coordinates cannot be read at all.
+    """
+    yield from _check_coordinates(scene)
+    sums = scene.shard_checksums
+    edge_y, edge_x = scene.shard_shape
+    grid = (-(-scene.shape[1] // edge_y), -(-scene.shape[2] // edge_x))
+    if sums.shape != grid:
+        raise SceneError(
+            f"scene {scene.name}: {sums.shape} checksums for {grid} shards; ingest the scene again"
+        )
+    for window in scene.shards():
+        file = scene.shard_path(window)
+        shown = file.relative_to(scene.path)
+        if not file.is_file():
+            yield Problem(scene.name, f"shard {shown} is missing; ingest the scene again", window)
+            continue
+        stored = int(sums[window.y0 // edge_y, window.x0 // edge_x])
+        found = crc32c_of(file)
+        chunks = list(_check_chunks(scene, window))
+        yield from chunks
+        if found != stored and not chunks:
+            message = (
+                f"shard {shown} has crc32c {found:08x}, not {stored:08x} as written; ingest the scene again"
+            )
+            yield Problem(scene.name, message, window)
+
+
+def _check_coordinates(scene: Scene) -> Iterator[Problem]:
+    for name, values in (("wavelength", scene.wavelengths), ("fwhm", scene.fwhm)):
+        if values is not None and not (values.shape == scene.shape[:1] and np.isfinite(values).all()):
+            yield Problem(scene.name, f"{name} is not one finite number a band; ingest the scene again")
+
+
+def _check_chunks(scene: Scene, shard: Window) -> Iterator[Problem]:
+    """Decode a shard at once; only where that fails, its chunks one by one."""
+    problem = _decode(scene, shard)
+    if problem is None:
+        return
+    for inner in partition(shard.height, shard.width, CHUNK, CHUNK):
+        chunk = inner.shift(shard.y0, shard.x0)
+        message = _decode(scene, chunk)
+        if message is not None:
+            yield Problem(scene.name, f"{message}; ingest the scene again", chunk)
+
+
+def _decode(scene: Scene, window: Window) -> str | None:
+    """Say what is wrong with the pixels of a window, or None."""
+    try:
+        values = np.asarray(scene.radiance[(slice(None), *window.slices)])
+        scene.valid_mask(window)
+    except Exception as error:  # codecs raise whatever they like
+        return f"chunk cannot be decoded ({type(error).__name__}: {error})"
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        return f"chunk holds {int((~np.isfinite(values)).sum())} NaN or infinite values"
+    return None
