@@ -1,0 +1,15 @@
+"""Degradations that are the same on every machine, and estimates of how noisy a scene is."""
+
+from hpcdeq.noise.degradations import Complex, Degradation, Gaussian, add_noise
+from hpcdeq.noise.estimation import estimate_sigma
+from hpcdeq.noise.keyed import generator, stable_hash
+
+__all__ = [
+    "Complex",
+    "Degradation",
+    "Gaussian",
+    "add_noise",
+    "estimate_sigma",
+    "generator",
+    "stable_hash",
+]
