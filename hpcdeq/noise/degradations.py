@@ -15,8 +15,8 @@ _UNIT = 255.0
 _STRUCTURE = stable_hash("hpcdeq.noise.structure")
 _PIXELS = stable_hash("hpcdeq.noise.pixels")
 
-# QRNN3D's constants: matlab/generate_dataset_mixture.m and utility/dataset.py of github.com/Vandermode/QRNN3D, the code
-# of Wei, Fu, Huang, IEEE TNNLS 2021, doi:10.1109/TNNLS.2020.2978756.
+# QRNN3D's constants: matlab/generate_dataset_mixture.m and utility/dataset.py of Vandermode/QRNN3D on GitHub,
+# the code of Wei, Fu, Huang, IEEE TNNLS 2021, doi:10.1109/TNNLS.2020.2978756.
 _BAND_SHARE = 3
 _COLUMN_SHARE = (0.05, 0.15)
 _STRIPE_AMPLITUDE = 0.25
@@ -49,7 +49,7 @@ class Gaussian:
         _check_kind(self.kind, "gaussian")
         if (self.sigma is None) == (self.sigma_range is None):
             raise ValueError(
-                f"give either sigma or sigma_range, got sigma={self.sigma!r} and sigma_range={self.sigma_range!r}"
+                f"give either sigma or sigma_range, got sigma={self.sigma}, sigma_range={self.sigma_range}"
             )
         if self.sigma_range is not None:
             _check_range(self.sigma_range)
@@ -124,9 +124,9 @@ def add_noise(
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Degrade a block, a scene, or one strip of a scene.
 
-    Two calls with the same key draw the same structure (levels, bands, columns); with the same strip, the same noise in
-    every pixel too. A scene too large for memory is degraded strip by strip (whole rows), each under its own number. The
-    result is not clipped.
+    Two calls with the same key draw the same structure (levels, bands, columns); with the same strip, the
+    same noise in every pixel too. A scene too large for memory is degraded strip by strip (whole rows), each
+    under its own number. The result is not clipped.
 
     Parameters
     ----------
@@ -142,8 +142,8 @@ def add_noise(
     Returns
     -------
     noisy, sigma
-        (d, h, w) float32; and (d,) float32, the standard deviation of the Gaussian part in each band, in units of
-        ``clean``.
+        (d, h, w) float32; and (d,) float32, the standard deviation of the Gaussian part in each band, in
+        units of ``clean``.
 
     Raises
     ------

@@ -12,9 +12,10 @@ _NORMAL_MEDIAN = 0.6744897501960817
 def estimate_sigma(scene: NDArray[np.float32]) -> NDArray[np.float64]:
     """Estimate the standard deviation of the noise in every band.
 
-    The median absolute value of the finest diagonal Haar coefficients, (a - b - c + d) / 2 over cells of 2 x 2 pixels:
-    edges and gradients along rows or columns cancel in them, and a median passes over the rest while texture fills less
-    than about half of the scene. Fine texture reads as noise, so the estimate is an upper one on clean scenes.
+    The median absolute value of the finest diagonal Haar coefficients, (a - b - c + d) / 2 over cells of
+    2 x 2 pixels: edges and gradients along rows or columns cancel in them, and a median passes over the rest
+    while texture fills less than about half of the scene. Fine texture reads as noise: on a clean scene the
+    estimate is an upper one.
 
     Parameters
     ----------
@@ -33,7 +34,8 @@ def estimate_sigma(scene: NDArray[np.float32]) -> NDArray[np.float64]:
 
     References
     ----------
-    Donoho, Johnstone: *Ideal spatial adaptation by wavelet shrinkage*, Biometrika 81, 1994, doi:10.1093/biomet/81.3.425.
+    Donoho, Johnstone: *Ideal spatial adaptation by wavelet shrinkage*, Biometrika 81, 1994,
+    doi:10.1093/biomet/81.3.425.
     """
     if scene.ndim != 3 or min(scene.shape[1:]) < 2:
         raise ValueError(f"scene must be (band, y, x) of at least 2 x 2 pixels, got shape {scene.shape}")

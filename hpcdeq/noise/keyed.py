@@ -18,7 +18,8 @@ def generator(*key: int) -> np.random.Generator:
 
     References
     ----------
-    Salmon, Moraes, Dror, Shaw: *Parallel random numbers: as easy as 1, 2, 3*, SC 2011, doi:10.1145/2063384.2063405.
+    Salmon, Moraes, Dror, Shaw: *Parallel random numbers: as easy as 1, 2, 3*, SC 2011,
+    doi:10.1145/2063384.2063405.
     """
     text = ",".join(str(operator.index(part)) for part in key)
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
