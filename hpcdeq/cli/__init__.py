@@ -6,8 +6,13 @@ import sys
 
 import typer
 
+from hpcdeq.cli.degrade import degrade
+from hpcdeq.cli.denoise import denoise
+from hpcdeq.cli.dictionary import dictionary
+from hpcdeq.cli.doctor import doctor
 from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
+from hpcdeq.cli.train import train
 from hpcdeq.cli.validate import validate
 from hpcdeq.errors import HpcdeqError
 
@@ -18,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ingest, info, validate):
+for verb in (ingest, info, validate, dictionary, train, degrade, denoise, doctor):
     app.command()(verb)
 
 

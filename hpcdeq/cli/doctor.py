@@ -1,0 +1,30 @@
+"""``hpcdeq doctor``: what works on this machine."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from hpcdeq.console import result, result_json, say, table
+
+
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Print the findings for a script.")] = False,
+) -> None:
+    """Say what works on this machine, and what to install or do about the rest."""
+    from dataclasses import asdict
+
+    from hpcdeq.cluster.probe import probe
+
+    findings = list(probe())
+    if as_json:
+        result_json([asdict(finding) for finding in findings])
+    else:
+        result(table(("what", "state", "detail"), [(f.name, f.state, f.detail) for f in findings]))
+        advised = [(f.name, f.advice) for f in findings if f.advice]
+        if advised:
+            result("\n" + table(("what", "to do"), advised))
+    if any(finding.core and finding.state != "ok" for finding in findings):
+        say("a thing that hpcdeq cannot work without is broken")
+        raise typer.Exit(1)

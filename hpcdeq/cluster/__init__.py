@@ -1,0 +1,1 @@
+"""The machine and the cluster: what is installed, and what answers."""
