@@ -1,20 +1,18 @@
-"""Raw files into an archive: found, checked, written by windows of whole shards, and shown only when complete."""
+"""Raw files into an archive: found, checked, written by whole shards, and shown only when complete."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import shutil
-import socket
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import dask
 import numpy as np
+from dask.base import compute
+from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from hpcdeq.archive import layout
@@ -126,8 +124,8 @@ def ingest(
         tell(outcome)
         return outcome
 
-    tasks = [dask.delayed(work, pure=False)(source) for source in sources]
-    done = dask.compute(*tasks, scheduler="threads", num_workers=workers)
+    tasks = [delayed(work, pure=False)(source) for source in sources]
+    done = compute(*tasks, scheduler="threads", num_workers=workers)
     return [*done, *failed]
 
 
@@ -137,7 +135,8 @@ def _unique(sources: list[Source]) -> tuple[list[Source], list[Outcome]]:
     twice: list[Outcome] = []
     for source in sources:
         if source.name in first:
-            message = f"{source.path} has the same name as {first[source.name].path}, taken first; rename one of them"
+            taken = first[source.name].path
+            message = f"{source.path} has the same name as {taken}, which was taken; rename one of them"
             twice.append(Outcome(source.name, "failed", message))
         else:
             first[source.name] = source
@@ -150,7 +149,8 @@ def _ingest_safely(archive: Archive, source: Source, options: IngestOptions, ove
     except HpcdeqError as error:
         return Outcome(source.name, "failed", str(error))
     except Exception as error:  # one bad file must not end the others, whatever a library raises at it
-        return Outcome(source.name, "failed", f"cannot be read: {type(error).__name__}: {error}")
+        message = f"cannot be ingested ({type(error).__name__}: {error}); copy it again from its source"
+        return Outcome(source.name, "failed", message)
 
 
 def _ingest_one(archive: Archive, source: Source, options: IngestOptions, overwrite: bool) -> Outcome:
@@ -227,9 +227,8 @@ def sha256_of(files: Sequence[Path]) -> str:
 
 @contextmanager
 def _spool(archive: Archive, name: str) -> Iterator[Path]:
-    """A folder for decoded data, beside the drafts and named like them: `Archive.sweep` removes what a kill leaves."""
-    owner = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-    folder = archive.staging / f"{name}.spool@{owner}"
+    """A folder for decoded data, named like the drafts: `Archive.sweep` removes what a kill leaves."""
+    folder = archive.attempt(name)
     folder.mkdir(parents=True)
     try:
         yield folder

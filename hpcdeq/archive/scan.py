@@ -1,4 +1,4 @@
-"""The look through a raw scene before anything is written: its range, its masked pixels, and what makes it unusable."""
+"""The look through a raw scene before it is written: its range, its masked pixels, what makes it unusable."""
 
 from __future__ import annotations
 
@@ -85,15 +85,16 @@ def scan(raw: RawScene, kept: NDArray[np.intp], windows: Iterable[Window]) -> Sc
             if not finite.all():
                 bad += int(finite.size - finite.sum())
                 band, y, x = np.nonzero(~finite)
-                at = min(zip(y + window.y0, x + window.x0, kept[band], strict=True))
-                first_bad = at if first_bad is None else min(first_bad, at)
+                at = np.lexsort((band, x, y))[0]
+                place = (int(y[at]) + window.y0, int(x[at]) + window.x0, int(kept[band[at]]))
+                first_bad = place if first_bad is None else min(first_bad, place)
                 continue
         low, high = min(low, float(values.min())), max(high, float(values.max()))
         empty &= ~(values != 0).any(axis=(1, 2))
     if first_bad is not None:
-        y, x, band = first_bad
         raise SceneError(
-            f"{bad} values are NaN or infinite, the first at row {y}, column {x}, band {band} (counted from 0); "
+            f"{bad} values are NaN or infinite, the first at row {first_bad[0]}, column {first_bad[1]}, "
+            f"band {first_bad[2]} (counted from 0); "
             "replace them, or leave out the bands they are in with --skip-bands"
         )
     if masked == raw.shape[1] * raw.shape[2]:
@@ -104,7 +105,7 @@ def scan(raw: RawScene, kept: NDArray[np.intp], windows: Iterable[Window]) -> Sc
 
 
 def stored_dtype(dtype: np.dtype[Any], seen: Scan) -> np.dtype[Any]:
-    """Return the type a scene is stored in: integers as they are where a common type holds them, floats as float32.
+    """Return the type a scene is stored in: common integer types as they are, floats as float32.
 
     Raises
     ------

@@ -20,7 +20,7 @@ def info(
 ) -> None:
     """Show the scenes of an archive: shape, type, wavelengths, full scale, size, masked pixels, noise."""
     from hpcdeq.archive import open_archive
-    from hpcdeq.cli.output import result, result_json, say, table
+    from hpcdeq.console import result, result_json, say, table
     from hpcdeq.errors import PartialFailureError, SceneError
 
     opened = open_archive(archive)

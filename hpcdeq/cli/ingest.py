@@ -25,10 +25,10 @@ def ingest(
     workers: Annotated[int, typer.Option(min=1, help="Scenes worked on at once.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for a script.")] = False,
 ) -> None:
-    """Bring raw scenes into an archive: CAVE PNG folders, ENVI, MATLAB, HDF5, NetCDF4, GeoTIFF, .npy and .npz."""
+    """Bring raw scenes into an archive: PNG folders, ENVI, MATLAB, HDF5, NetCDF4, GeoTIFF, .npy, .npz."""
     from hpcdeq.archive.ingest import IngestOptions
     from hpcdeq.archive.ingest import ingest as run
-    from hpcdeq.cli.output import result, result_json, say
+    from hpcdeq.console import result, result_json, say
     from hpcdeq.errors import PartialFailureError
 
     def tell(outcome: Outcome) -> None:

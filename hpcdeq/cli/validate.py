@@ -17,7 +17,7 @@ def validate(
 
     from hpcdeq.archive import open_archive
     from hpcdeq.archive.validate import validate as run
-    from hpcdeq.cli.output import progress, result, result_json
+    from hpcdeq.console import progress, result, result_json
     from hpcdeq.errors import PartialFailureError
 
     opened = open_archive(archive)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ WAVELENGTH_NAMES = (
     "centers",
     "centerwavelength",
 )
+_SHORTEST_NM = 100.0
 _NANOMETRES = {"nm": 1.0, "nanometers": 1.0, "nanometres": 1.0, "nanometer": 1.0, "nanometre": 1.0}
 _MICROMETRES = dict.fromkeys(
     ("um", "µm", "μm", "micrometers", "micrometres", "micrometer", "micrometre", "microns", "micron"), 1000.0
@@ -109,7 +110,7 @@ def choose(variables: Sequence[Variable], candidates: Sequence[str], wanted: str
     Raises
     ------
     SceneError
-        If the wanted one does not exist or is no scene, or if there is not exactly one candidate and none is wanted.
+        If the wanted one does not exist or is no scene; if none is wanted and there is not one candidate.
     """
     if wanted is not None:
         if wanted in candidates:
@@ -123,7 +124,8 @@ def choose(variables: Sequence[Variable], candidates: Sequence[str], wanted: str
     if not candidates:
         raise SceneError(f"no numeric 3-D array in it; the file holds: {listing(variables)}")
     raise SceneError(
-        f"{len(candidates)} arrays could be the scene; choose one with --variable NAME; the file holds: {listing(variables)}"
+        f"{len(candidates)} arrays could be the scene; choose one with --variable NAME; "
+        f"the file holds: {listing(variables)}"
     )
 
 
@@ -167,3 +169,37 @@ def in_nanometres(values: ArrayLike, units: str | None, bands: int) -> tuple[NDA
     if array.max() < 100.0:
         return array * 1000.0, "wavelengths without units, all below 100: taken as micrometres"
     return array, ""
+
+
+def wavelengths_among(
+    arrays: Mapping[str, tuple[NDArray[Any], str | None]], bands: int
+) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None, list[str]]:
+    """Pick wavelengths and widths out of a file's small arrays, by their names.
+
+    Parameters
+    ----------
+    arrays
+        Values and units by name; names may have a path before them.
+    bands
+        Number of bands, which they must match.
+
+    Returns
+    -------
+    wavelengths, fwhm
+        (band,) in nm, or None.
+    notes
+        What was assumed, or why they are not used.
+    """
+    found: dict[str, NDArray[np.float64] | None] = {}
+    notes: list[str] = []
+    for path, (values, units) in arrays.items():
+        name = path.rpartition("/")[2].lower()
+        kind = "wavelength" if name in WAVELENGTH_NAMES else "fwhm" if name == "fwhm" else None
+        if kind is None or found.get(kind) is not None or values.size != bands:
+            continue
+        if name == "bands" and not units and values.min() < _SHORTEST_NM:
+            continue  # numbers of bands, not wavelengths
+        found[kind], note = in_nanometres(values, units, bands)
+        if note:
+            notes.append(f"{path}: {note}")
+    return found.get("wavelength"), found.get("fwhm"), notes

@@ -16,7 +16,7 @@ def header_of(data: Path) -> Path | None:
 
 
 def data_file_of(header: Path) -> Path | None:
-    """Return the data file beside a header: ``scene.raw`` for ``scene.raw.hdr``, else ``scene`` with a usual ending."""
+    """Return the data file beside a header: ``x.raw`` for ``x.raw.hdr``, else ``x`` with a usual ending."""
     exact = header.with_suffix("")
     if exact.is_file():
         return exact

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,8 @@ from hpcdeq.archive.readers.png import band_number
 
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _HDF5_OFFSETS = (0, 512, 1024, 2048)  # MATLAB v7.3 puts a block of 512 bytes in front
+# A file in a folder that has one of these, but not the content, is damaged; others are none of our business.
+_ENDINGS = frozenset({".mat", ".npy", ".npz", ".h5", ".hdf5", ".he5", ".nc", ".tif", ".tiff", ".hdr"})
 _TIFF_MAGICS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 
 
@@ -28,7 +31,7 @@ class Finding:
 
 
 def sniff(path: Path) -> str | None:
-    """Tell what a file holds from its first bytes: png, envi, hdf5, matlab5, npy, npz, geotiff, netcdf3, or None."""
+    """Tell what a file holds from its content: a kind of `Source`, ``netcdf3``, or None."""
     with path.open("rb") as file:
         head = file.read(2056)
     if any(head[at : at + 8] == _HDF5_MAGIC for at in _HDF5_OFFSETS):
@@ -37,8 +40,19 @@ def sniff(path: Path) -> str | None:
         return "matlab5"
     if head.startswith(_TIFF_MAGICS):
         return "geotiff"
-    magics = {"png": PNG_MAGIC, "npy": b"\x93NUMPY", "npz": b"PK\x03\x04", "envi": b"ENVI", "netcdf3": b"CDF"}
+    if head.startswith(b"PK\x03\x04"):
+        return "npz" if _holds_arrays(path) else None
+    magics = {"png": PNG_MAGIC, "npy": b"\x93NUMPY", "envi": b"ENVI", "netcdf3": b"CDF"}
     return next((kind for kind, magic in magics.items() if head.startswith(magic)), None)
+
+
+def _holds_arrays(path: Path) -> bool:
+    """Whether a zip file is a .npz; documents and wheels are zip files too."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name.endswith(".npy") for name in archive.namelist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def find(raw: Iterable[Path], skip: Iterable[Path] = ()) -> Finding:
@@ -90,7 +104,7 @@ def _search(folder: Path, files: list[Path], finding: Finding) -> None:
     kinds = {f: sniff(f) for f in files if f.is_file()}
     claimed: set[Path] = set()
     bands = sorted(
-        (f for f, kind in kinds.items() if kind == "png" and band_number(f) is not None),
+        (f for f, kind in kinds.items() if _is_png(f, kind) and band_number(f) is not None),
         key=lambda f: (band_number(f) or 0, f.name),
     )
     if len(bands) > 1:
@@ -102,6 +116,9 @@ def _search(folder: Path, files: list[Path], finding: Finding) -> None:
         if kind not in (None, "png", "envi") and path not in claimed:
             claimed.add(path)
             _array_file(path, str(kind), finding)
+    for path in [f for f in kinds if f not in claimed and f.suffix.lower() in _ENDINGS]:
+        claimed.add(path)
+        _unknown(path, finding)
     ignored = [f.name for f in kinds if f not in claimed]
     if ignored:
         names = ", ".join(ignored[:4]) + (f" and {len(ignored) - 4} more" if len(ignored) > 4 else "")
@@ -119,15 +136,19 @@ def _file(path: Path, finding: Finding) -> None:
             (path.stem, "one PNG is one band; give the folder that holds all bands of the scene")
         )
     elif kind is None:
-        finding.errors.append(
-            (
-                path.stem,
-                f"unknown format ({path.name}); known are PNG band folders, ENVI, MATLAB .mat, HDF5, NetCDF4, "
-                "GeoTIFF, .npy and .npz",
-            )
-        )
+        _unknown(path, finding)
     else:
         _array_file(path, kind, finding)
+
+
+def _is_png(path: Path, kind: str | None) -> bool:
+    """Whether a file is a band, or was meant to be: one cut to nothing must not pass for one never there."""
+    return kind == "png" or (kind is None and path.suffix.lower() == ".png")
+
+
+def _unknown(path: Path, finding: Finding) -> None:
+    known = "PNG band folders, ENVI, MATLAB .mat, HDF5, NetCDF4, GeoTIFF, .npy and .npz"
+    finding.errors.append((path.stem, f"{path.name} is damaged or of an unknown format; known are {known}"))
 
 
 def _array_file(path: Path, kind: str, finding: Finding) -> None:

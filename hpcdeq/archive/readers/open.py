@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 from hpcdeq.archive.readers.base import RawScene, Selection, Source
+from hpcdeq.archive.readers.envi import open_envi
+from hpcdeq.archive.readers.geotiff import open_geotiff
+from hpcdeq.archive.readers.hdf5 import open_hdf5
+from hpcdeq.archive.readers.matlab5 import open_matlab5
+from hpcdeq.archive.readers.numpy_files import open_npy, open_npz
 from hpcdeq.archive.readers.png import open_png
 
 
@@ -28,6 +34,13 @@ def open_raw(source: Source, selection: Selection, spool: Path) -> AbstractConte
     MissingExtraError
         If its format needs a library that is not installed.
     """
-    if source.kind == "png":
-        return open_png(source, spool)
-    raise AssertionError(source.kind)
+    readers: dict[str, Callable[[], AbstractContextManager[RawScene]]] = {
+        "png": lambda: open_png(source, spool),
+        "envi": lambda: open_envi(source),
+        "hdf5": lambda: open_hdf5(source, selection),
+        "matlab5": lambda: open_matlab5(source, selection),
+        "npy": lambda: open_npy(source, selection),
+        "npz": lambda: open_npz(source, selection, spool),
+        "geotiff": lambda: open_geotiff(source),
+    }
+    return readers[source.kind]()

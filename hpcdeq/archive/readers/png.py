@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -37,8 +38,8 @@ def band_number(file: Path) -> int | None:
 def open_png(source: Source, spool: Path) -> Iterator[RawScene]:
     """Open a folder of PNG bands.
 
-    A PNG can only be decoded whole, so the bands are decoded one at a time into a file in ``spool`` and windows
-    are read from there: memory stays at one band.
+    A PNG can only be decoded whole, so the bands are decoded one at a time into a file in ``spool`` and
+    windows are read from there: memory stays at one band.
 
     Raises
     ------
@@ -55,8 +56,8 @@ def open_png(source: Source, spool: Path) -> Iterator[RawScene]:
             size = _header(path)[:3]
             if size != (height, width, depth):
                 raise SceneError(
-                    f"band {path.name} is {size[0]} x {size[1]} pixels of {size[2]} bits, but {source.files[0].name} is "
-                    f"{height} x {width} of {depth} bits; all bands of a scene must be alike"
+                    f"band {path.name} is {size[0]} x {size[1]} pixels of {size[2]} bits, but "
+                    f"{source.files[0].name} is {height} x {width} of {depth} bits; all bands must be alike"
                 )
             file.write(_decode(path).tobytes())
 
@@ -70,8 +71,10 @@ def open_png(source: Source, spool: Path) -> Iterator[RawScene]:
         shape=shape,
         dtype=dtype,
         read=read,
-        wavelengths=_CAVE_FIRST_NM + _CAVE_STEP_NM * np.arange(_CAVE_BANDS) if cave else None,
-        full_scale=float(np.iinfo(dtype).max),
+        wavelengths=np.arange(_CAVE_BANDS, dtype=np.float64) * _CAVE_STEP_NM + _CAVE_FIRST_NM
+        if cave
+        else None,
+        full_scale=float(2**depth - 1),
         full_scale_from=f"PNG bit depth {depth}",
         notes=()
         if cave
@@ -95,7 +98,8 @@ def _check_numbers(source: Source) -> None:
     missing = sorted(set(range(min(min(present), 1), max(present) + 1)) - present)
     if missing:
         raise SceneError(
-            f"band {_join(missing)} is missing of {min(min(present), 1)} to {max(present)}; copy the folder again from its source"
+            f"band {_join(missing)} is missing of {min(min(present), 1)} to {max(present)}; "
+            "copy the folder again from its source"
         )
 
 
@@ -153,9 +157,7 @@ def _decode_colour16(path: Path) -> NDArray[Any]:
         import rasterio
     except ImportError as error:
         raise MissingExtraError("rasterio", "geo", f"16-bit colour PNG {path.name}") from error
-    import warnings
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", rasterio.errors.NotGeoreferencedWarning)
-        with rasterio.open(path, driver="PNG") as picture:
-            return np.moveaxis(picture.read(), 0, -1)
+    warnings.filterwarnings("ignore", category=rasterio.errors.NotGeoreferencedWarning)
+    with rasterio.open(path, driver="PNG") as picture:
+        return np.moveaxis(picture.read(), 0, -1)

@@ -1,0 +1,129 @@
+"""ENVI: a text header and a flat binary file, in any of the three interleaves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+import spectral
+from numpy.typing import NDArray
+from spectral.io import envi
+
+from hpcdeq.archive.readers.axes import cut
+from hpcdeq.archive.readers.base import RawScene, Source, check_shape, in_nanometres
+from hpcdeq.errors import SceneError
+from hpcdeq.tiling import Window
+
+spectral.settings.envi_support_nonlowercase_params = True  # else SPy warns of them; we fold them ourselves
+_AXES = {"bil": "ybx", "bip": "yxb", "bsq": "byx"}
+
+
+@contextmanager
+def open_envi(source: Source) -> Iterator[RawScene]:
+    """Open an ENVI scene: SPy reads the header, windows come through a memory map.
+
+    SPy's own images insist on keys that writers leave out (``byte order``), and look for files elsewhere.
+
+    Raises
+    ------
+    SceneError
+        If the header lacks something, the data file is shorter than it says, or the values are complex.
+    """
+    header_path, data = source.files
+    try:
+        header = {key.lower(): value for key, value in envi.read_envi_header(str(header_path)).items()}
+    except Exception as error:  # the parser raises its own and others
+        raise SceneError(f"ENVI header {header_path.name} cannot be read: {error}") from error
+    _check_plain(header)
+    bands, height, width = (_integer(header, key) for key in ("bands", "lines", "samples"))
+    interleave = str(header.get("interleave", "")).lower()
+    if interleave not in _AXES:
+        raise SceneError(f"ENVI interleave {interleave!r} is none of {', '.join(_AXES)}")
+    dtype = _dtype(header)
+    shape = check_shape((bands, height, width), dtype.itemsize)
+    offset = _integer(header, "header offset", 0)
+    expected = offset + bands * height * width * dtype.itemsize
+    size = data.stat().st_size
+    if size < expected:
+        raise SceneError(
+            f"truncated: {data.name} has {size} bytes, its header tells of {expected}; "
+            "copy it again from its source"
+        )
+    order = _AXES[interleave]
+    stored = tuple({"b": bands, "y": height, "x": width}[a] for a in order)
+
+    def read(window: Window) -> NDArray[Any]:
+        # Mapped anew for every window: pages of a mapping that is kept count as memory in use.
+        return cut(np.memmap(data, dtype, "r", offset, stored), order, window)
+
+    wavelengths, wavelength_notes = _widths(header, "wavelength", bands)
+    fwhm, fwhm_notes = _widths(header, "fwhm", bands)
+    yield RawScene(
+        format=f"ENVI {interleave.upper()}",
+        shape=shape,
+        dtype=dtype,
+        read=read,
+        wavelengths=wavelengths,
+        fwhm=fwhm,
+        full_scale=_number(header, "reflectance scale factor"),
+        full_scale_from="ENVI reflectance scale factor",
+        ignore_value=_number(header, "data ignore value"),
+        notes=(*wavelength_notes, *fwhm_notes),
+    )
+
+
+def _check_plain(header: dict[str, Any]) -> None:
+    if "library" in str(header.get("file type", "")).lower():
+        raise SceneError("an ENVI spectral library holds spectra, not a scene")
+    if str(header.get("file compression", "0")).strip() not in ("", "0"):
+        raise SceneError("compressed ENVI data; save it uncompressed")
+    if any(str(v).strip(" {}") not in ("", "0", "0.0") for v in _list(header.get("major frame offsets", []))):
+        raise SceneError("ENVI 'major frame offsets' are not supported; save the scene without them")
+
+
+def _dtype(header: dict[str, Any]) -> np.dtype[Any]:
+    code = str(header.get("data type", ""))
+    if code not in envi.envi_to_dtype:
+        raise SceneError(f"ENVI 'data type' {code!r} is not known")
+    dtype: np.dtype[Any] = np.dtype(str(envi.envi_to_dtype[code]))
+    if dtype.kind == "c":
+        raise SceneError("complex values; a scene holds integers or real numbers")
+    order: Literal[">", "<"] = ">" if _integer(header, "byte order", 0) == 1 else "<"
+    return np.dtype(dtype.newbyteorder(order))
+
+
+def _widths(
+    header: dict[str, Any], key: str, bands: int
+) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
+    """Return the wavelengths or widths in nm, and notes on them."""
+    if key not in header:
+        return None, ()
+    try:
+        said = [float(v) for v in _list(header[key]) if v]
+    except ValueError as error:
+        return None, (f"{key}: not used: {error}",)
+    nm, note = in_nanometres(said, header.get("wavelength units"), bands)
+    return nm, (f"{key}: {note}",) if note else ()
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _integer(header: dict[str, Any], key: str, default: int | None = None) -> int:
+    try:
+        return int(header[key]) if default is None or key in header else default
+    except (KeyError, ValueError, TypeError) as error:
+        raise SceneError(f"ENVI header tells no number for {key!r}: {header.get(key)!r}") from error
+
+
+def _number(header: dict[str, Any], key: str) -> float | None:
+    """Return a positive scale or an ignore value, or None where the header has none."""
+    if key not in header:
+        return None
+    try:
+        return float(header[key])
+    except (ValueError, TypeError) as error:
+        raise SceneError(f"ENVI header tells no number for {key!r}: {header[key]!r}") from error

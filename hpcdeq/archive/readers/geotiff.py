@@ -1,0 +1,94 @@
+"""GeoTIFF through rasterio, behind the extra ``geo``."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hpcdeq.archive.readers.base import RawScene, Source, check_shape, in_nanometres
+from hpcdeq.errors import MissingExtraError, SceneError
+from hpcdeq.tiling import Window
+
+
+@contextmanager
+def open_geotiff(source: Source) -> Iterator[RawScene]:
+    """Open a GeoTIFF: its bands, their wavelengths where they are tagged, and its map projection.
+
+    Raises
+    ------
+    MissingExtraError
+        If rasterio is not installed.
+    SceneError
+        If the file is damaged, or its bands differ in type.
+    """
+    try:
+        import rasterio
+        from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
+        from rasterio.windows import Window as RasterWindow
+    except ImportError as error:
+        raise MissingExtraError("rasterio", "geo", "reading GeoTIFF") from error
+    damaged = "truncated or damaged TIFF file ({}); copy it again from its source"
+    try:
+        # Laboratory scenes have no place on the map. Not catch_warnings: scenes are read in several threads.
+        warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+        # Only this driver: others would open further files that the content names.
+        image = rasterio.open(source.path, driver="GTiff")
+    except RasterioIOError as error:
+        raise SceneError(damaged.format(error)) from error
+    with image:
+        if len(set(image.dtypes)) != 1 or np.dtype(image.dtypes[0]).kind not in "uif":
+            raise SceneError(
+                f"bands of types {sorted(set(image.dtypes))}; a scene has one type, integer or real"
+            )
+        dtype = np.dtype(image.dtypes[0])
+        shape = check_shape((image.count, image.height, image.width), dtype.itemsize)
+
+        def read(window: Window) -> NDArray[Any]:
+            try:
+                return np.asarray(
+                    image.read(window=RasterWindow(window.x0, window.y0, window.width, window.height))
+                )
+            except RasterioIOError as error:
+                raise SceneError(damaged.format(error)) from error
+
+        wavelengths, notes = _wavelengths(image)
+        yield RawScene(
+            format="GeoTIFF",
+            shape=shape,
+            dtype=dtype,
+            read=read,
+            wavelengths=wavelengths,
+            ignore_value=None if image.nodata is None else float(image.nodata),
+            notes=notes,
+            attributes=_projection(image),
+        )
+
+
+def _wavelengths(image: Any) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
+    """Read GDAL's own tag (micrometres), or the pair that its ENVI driver leaves behind."""
+    bands = range(1, image.count + 1)
+    own = [image.tags(b, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM") for b in bands]
+    tagged = [image.tags(b).get("wavelength") for b in bands]
+    values, units = (own, "um") if all(own) else (tagged, image.tags(1).get("wavelength_units"))
+    if not all(values):
+        return None, ()
+    try:
+        nm, note = in_nanometres([float(str(v)) for v in values], units, image.count)
+    except ValueError as error:
+        return None, (f"wavelengths cannot be read: {error}",)
+    return nm, (note,) if note else ()
+
+
+def _projection(image: Any) -> dict[str, Any]:
+    """Name the map projection by the keys of the GeoZarr conventions, where there is one."""
+    if image.crs is None:
+        return {}
+    return {
+        "proj:wkt2": image.crs.to_wkt(version="WKT2_2019"),
+        "spatial:transform": list(image.transform)[:6],
+    }

@@ -1,0 +1,111 @@
+"""MATLAB v5 to v7 files through SciPy: 3-D arrays, and the flattened ones of the unmixing scenes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import scipy.io
+from numpy.typing import NDArray
+
+from hpcdeq.archive.readers.axes import cut, find_axes, shape_of
+from hpcdeq.archive.readers.base import (
+    WAVELENGTH_NAMES,
+    RawScene,
+    Selection,
+    Source,
+    Variable,
+    check_shape,
+    choose,
+    wavelengths_among,
+)
+from hpcdeq.errors import SceneError
+
+_NUMERIC = {"double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+_FEW = 1 << 14  # numbers in an array that can be wavelengths or a size
+
+
+@contextmanager
+def open_matlab5(source: Source, selection: Selection) -> Iterator[RawScene]:
+    """Open an array of a MATLAB v5 file; it is held in memory, as the format is compressed as a whole.
+
+    Structs and cells are not read. A 2-D array is a scene if the file tells ``nRow`` and ``nCol``, and one of
+    its axes has that many pixels: they run down the columns (pixel = row + nRow x column).
+
+    Raises
+    ------
+    SceneError
+        If the file is damaged, or does not hold what was asked for.
+    """
+    try:
+        variables = [Variable(n, tuple(s), c) for n, s, c in scipy.io.whosmat(source.path)]
+        few = [v.name for v in variables if v.dtype in _NUMERIC and 0 < np.prod(v.shape, dtype=float) <= _FEW]
+        small = {n: a for n, a in _load(source, few).items() if a.size == max(a.shape, default=0)}
+        size = _size(small)
+        candidates = [
+            v.name
+            for v in variables
+            if v.dtype in _NUMERIC and (len(v.shape) == 3 or _is_flat(v.shape, size))
+        ]
+        name = choose(variables, candidates, selection.variable)
+        data = _load(source, [name])[name]
+    except SceneError:
+        raise
+    except Exception as error:  # the parser meets damage with whatever error comes first
+        raise SceneError(
+            f"truncated or damaged MATLAB file ({error}); copy it again from its source"
+        ) from error
+    if data.dtype.kind not in "uif":
+        raise SceneError(
+            f"variable {name!r} holds {data.dtype} values; a scene holds integers or real numbers"
+        )
+    told = [a.size for n, a in small.items() if n.lower() in WAVELENGTH_NAMES]
+    if data.ndim == 3:
+        axes = find_axes(data.shape, selection.axes, usual="yxb", band_counts=told)
+    else:
+        assert size is not None, "a 2-D array is a candidate only where the size is told"
+        data, axes = _unflatten(data, *size)
+    shape = check_shape(shape_of(data.shape, axes), data.dtype.itemsize)
+    wavelengths, fwhm, notes = wavelengths_among({n: (a, None) for n, a in small.items()}, shape[0])
+    full_scale = _scalar(small, "maxValue")
+    yield RawScene(
+        format="MATLAB v5",
+        variable=name,
+        shape=shape,
+        dtype=data.dtype,
+        read=lambda window: cut(data, axes, window),
+        wavelengths=wavelengths,
+        fwhm=fwhm,
+        full_scale=full_scale,
+        full_scale_from="maxValue in the file",
+        notes=tuple(notes),
+    )
+
+
+def _load(source: Source, names: list[str]) -> dict[str, NDArray[Any]]:
+    if not names:
+        return {}
+    loaded = scipy.io.loadmat(source.path, variable_names=names)
+    return {n: np.asarray(loaded[n]) for n in names}
+
+
+def _scalar(small: dict[str, NDArray[Any]], name: str) -> float | None:
+    return float(small[name].ravel()[0]) if name in small and small[name].size == 1 else None
+
+
+def _size(small: dict[str, NDArray[Any]]) -> tuple[int, int] | None:
+    """Return (rows, columns) if the file tells them."""
+    rows, columns = _scalar(small, "nRow"), _scalar(small, "nCol")
+    return None if rows is None or columns is None else (int(rows), int(columns))
+
+
+def _is_flat(shape: tuple[int, ...], size: tuple[int, int] | None) -> bool:
+    return size is not None and len(shape) == 2 and min(shape) > 1 and size[0] * size[1] in shape
+
+
+def _unflatten(data: NDArray[Any], rows: int, columns: int) -> tuple[NDArray[Any], str]:
+    if data.shape[1] == rows * columns:
+        return data.reshape(data.shape[0], columns, rows), "bxy"
+    return data.reshape(columns, rows, data.shape[1]), "xyb"
