@@ -1,0 +1,82 @@
+"""``hpcdeq evaluate``: how good denoised scenes, or a model, are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+
+def evaluate(
+    clean: Annotated[Path, typer.Argument(help="Archive of clean scenes.")],
+    denoised: Annotated[
+        Path | None, typer.Option(help="Archive of denoised scenes of the same names.")
+    ] = None,
+    noisy: Annotated[
+        Path | None, typer.Option(help="Archive they were denoised from, to score it too.")
+    ] = None,
+    model: Annotated[Path | None, typer.Option(help="Model folder: add noise, denoise and score.")] = None,
+    sigma: Annotated[
+        str, typer.Option(help="Noise levels on the scale of 0 to 255, with --model.")
+    ] = "30,50,70",
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, with --model.")] = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a report page with pictures and spectra.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result for a script.")] = False,
+) -> None:
+    """Score denoised scenes against clean ones: PSNR, SSIM, SAM and ERGAS, per scene and in the mean."""
+    from hpcdeq.archive import open_archive
+    from hpcdeq.console import result, result_json, say
+    from hpcdeq.errors import ConfigError, PartialFailureError
+    from hpcdeq.models import load_model
+    from hpcdeq.studies.evaluation import as_json_values, as_table, compare_archives, compare_model
+    from hpcdeq.studies.report import gather, render, require_libraries, write_page
+
+    if (denoised is None) == (model is None):
+        raise ConfigError(
+            "give one of --denoised ARCHIVE (scenes denoised before) and --model MODEL (add noise here)"
+        )
+    if noisy is not None and model is not None:
+        raise ConfigError("--noisy goes with --denoised; with --model the noise is added here, see --sigma")
+    if html is not None:
+        require_libraries()  # before the long work
+    archive = open_archive(clean)
+    settings: dict[str, Any] = {"clean": str(clean)}
+    if model is not None:
+        levels = _levels(sigma)
+        settings |= {"model": str(model), "sigma": levels, "seed": seed}
+        compared = compare_model(archive, load_model(model), levels, seed)
+        total = len(archive) * len(levels)
+    else:
+        assert denoised is not None
+        settings |= {"denoised": str(denoised), "noisy": None if noisy is None else str(noisy)}
+        before = None if noisy is None else open_archive(noisy)
+        compared = compare_archives(archive, open_archive(denoised), before)
+        total = len(archive)
+    results = gather(compared, total, pictures=html is not None)
+    if as_json:
+        result_json(as_json_values(results.rows, results.failures, settings))
+    else:
+        result(as_table(results.rows))
+    if html is not None:
+        write_page(html, render(results, settings, f"Evaluation of {clean.name}"))
+        say(f"report: {html}")
+    if results.failures:
+        raise PartialFailureError(
+            f"{len(results.failures)} of {len(archive)} scenes were not scored; they are listed above"
+        )
+
+
+def _levels(text: str) -> list[float]:
+    """Parse noise levels such as ``30,50,70``."""
+    from hpcdeq.errors import ConfigError
+
+    try:
+        levels = [float(part) for part in text.split(",")]
+    except ValueError:
+        levels = []
+    if not levels or not all(0 < level <= 1000 for level in levels):
+        raise ConfigError(
+            f"--sigma must be noise levels above 0 on the scale of 0 to 255, such as 30,50,70; got {text!r}"
+        )
+    return levels

@@ -1,0 +1,1 @@
+"""What is made of results: evaluations, reports, and the generated scenes of the demo."""

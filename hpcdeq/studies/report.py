@@ -1,0 +1,220 @@
+"""One self-contained HTML page of an evaluation: table, false-colour pictures, spectra, settings."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hpcdeq import __version__
+from hpcdeq.console import progress, say
+from hpcdeq.errors import MissingExtraError
+from hpcdeq.studies.evaluation import Comparison, Failure, Row, cells, means
+
+MAX_PANELS = 12  # a panel is some 0.5 MB of pictures; the table holds all rows
+MAX_EDGE = 400  # pixels shown of a scene: its centre, not shrunk, as shrinking would hide the noise
+RGB_NM = (640.0, 550.0, 460.0)
+COLOURS = ("#d1495b", "#2a7f9e", "#6a8d2f")
+
+CONVENTIONS = {
+    "PSNR": "mean over bands of 10 log10(1 / mean squared error), in dB, data in [0, 1]; higher is better",
+    "SSIM": "mean over bands of the structural similarity, data range 1; higher is better, 1 is perfect",
+    "SAM": "mean over pixels of the angle between the two spectra, in radians; lower is better",
+    "ERGAS": "100 x root mean square over bands of (RMSE / mean of the band); lower is better",
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of a panel: a data URI and what it shows."""
+
+    title: str
+    uri: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """What is shown of one row."""
+
+    row: Row
+    figures: list[Figure]
+    markers: list[dict[str, Any]]
+    """Where the spectra were taken: left and top in percent of the picture, and a colour."""
+    spectra: str
+    """Data URI."""
+    note: str
+
+
+def require_libraries() -> None:
+    """Raise MissingExtraError if the report cannot be made: call it before the long work."""
+    for library in ("matplotlib", "jinja2"):
+        if find_spec(library) is None:
+            raise MissingExtraError(library, "report", "the HTML report")
+
+
+def make_panel(comparison: Comparison) -> Panel:
+    """Draw the pictures and spectra of a comparison."""
+    full = comparison.clean.shape[1:]
+    c = _centre(comparison)
+    bands, how = _rgb_bands(c.wavelengths, len(c.clean))
+    white = float(np.quantile(c.clean[bands][:, c.valid], 0.995)) if c.valid.any() else 1.0
+
+    def colour(title: str, scene: NDArray[np.float32], caption: str) -> Figure:
+        stretched = np.clip(scene[bands] / max(white, 1e-6), 0.0, 1.0) ** (1 / 2.2)
+        return Figure(title, _jpeg(np.where(c.valid, stretched, 0.5).transpose(1, 2, 0)), caption)
+
+    row = c.row
+    before = "" if row.noisy is None else f"{row.noisy.psnr:.2f} dB"
+    figures = [colour("clean", c.clean, how)]
+    if c.noisy is not None:
+        figures.append(colour("noisy", c.noisy, before))
+    figures.append(colour("denoised", c.denoised, f"{row.denoised.psnr:.2f} dB"))
+    figures.append(_error_picture(c))
+    points = _points(c.clean, c.valid)
+    height, width = c.valid.shape
+    markers = [
+        {"left": 100 * (x + 0.5) / width, "top": 100 * (y + 0.5) / height, "colour": colour_}
+        for (y, x), colour_ in zip(points, COLOURS, strict=False)
+    ]
+    cropped = (height, width) != full
+    note = f"shown: the {width} x {height} pixels in the middle of {full[1]} x {full[0]}" if cropped else ""
+    return Panel(row, figures, markers, _spectra(c, points), note)
+
+
+@dataclass(frozen=True)
+class Results:
+    """An evaluation, without the scenes themselves."""
+
+    rows: list[Row]
+    failures: list[Failure]
+    panels: list[Panel]
+
+
+def gather(compared: Iterable[Comparison | Failure], total: int, pictures: bool) -> Results:
+    """Go through all comparisons, one scene in memory at a time; failures are told at once."""
+    results = Results([], [], [])
+    for item in progress(compared, total, "evaluate"):
+        if isinstance(item, Failure):
+            say(f"failed {item.scene}: {item.message}")
+            results.failures.append(item)
+            continue
+        results.rows.append(item.row)
+        if pictures and len(results.panels) < MAX_PANELS:
+            results.panels.append(make_panel(item))
+    return results
+
+
+def render(results: Results, settings: dict[str, Any], title: str) -> str:
+    """Return the page."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("hpcdeq.studies"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2").render(
+        title=title,
+        version=__version__,
+        rows=results.rows,
+        means=means(results.rows),
+        cells=cells,
+        failures=results.failures,
+        panels=results.panels,
+        settings=settings,
+        conventions=CONVENTIONS,
+    )
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write the page in one step, so that nobody opens half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(page, encoding="utf-8")
+    aside.replace(path)
+
+
+def _centre(c: Comparison) -> Comparison:
+    height, width = c.valid.shape
+    y0, x0 = max(0, (height - MAX_EDGE) // 2), max(0, (width - MAX_EDGE) // 2)
+    cut = np.s_[..., y0 : y0 + MAX_EDGE, x0 : x0 + MAX_EDGE]
+    noisy = None if c.noisy is None else c.noisy[cut]
+    return Comparison(c.row, c.clean[cut], noisy, c.denoised[cut], c.valid[cut], c.wavelengths)
+
+
+def _rgb_bands(wavelengths: NDArray[np.float64] | None, bands: int) -> tuple[list[int], str]:
+    """Bands shown as red, green and blue: nearest to 640, 550, 460 nm, or spread evenly if none is known."""
+    if wavelengths is None:
+        chosen = [bands * 3 // 4, bands // 2, bands // 4]
+        return chosen, f"bands {', '.join(str(b + 1) for b in chosen)} as red, green, blue"
+    chosen = [int(np.argmin(np.abs(wavelengths - nm))) for nm in RGB_NM]
+    return chosen, f"{', '.join(f'{wavelengths[b]:.0f}' for b in chosen)} nm as red, green, blue"
+
+
+def _error_picture(c: Comparison) -> Figure:
+    from matplotlib import colormaps
+
+    error = np.abs(c.denoised - c.clean).mean(axis=0)
+    top = max(float(np.quantile(error[c.valid], 0.995)) if c.valid.any() else 1.0, 1e-6)
+    coloured = colormaps["magma"](np.clip(error / top, 0.0, 1.0))[..., :3]
+    return Figure(
+        "error", _jpeg(np.where(c.valid[..., None], coloured, 0.5)), f"|denoised - clean|, bright: {top:.3f}"
+    )
+
+
+def _points(clean: NDArray[np.float32], valid: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Up to three pixels (y, x): a dim, a middling and a bright one, each with neighbours like itself."""
+    brightness = clean.mean(axis=0)
+    gy, gx = np.gradient(brightness)
+    roughness = np.hypot(gy, gx) / np.maximum(brightness, 1e-3)
+    points = []
+    for quantile in (0.35, 0.7, 0.95):
+        if not valid.any():
+            break
+        level = np.quantile(brightness[valid], quantile)
+        misfit = np.abs(brightness - level) / max(level, 1e-3) + roughness
+        y, x = np.unravel_index(np.argmin(np.where(valid, misfit, np.inf)), misfit.shape)
+        points.append((int(y), int(x)))
+    return points
+
+
+def _spectra(c: Comparison, points: list[tuple[int, int]]) -> str:
+    from matplotlib.figure import Figure as Canvas
+
+    axis = np.arange(1, len(c.clean) + 1) if c.wavelengths is None else c.wavelengths
+    canvas = Canvas(figsize=(9.0, 2.6), layout="constrained")
+    plots = canvas.subplots(1, max(len(points), 1), squeeze=False)[0]
+    for plot, (y, x), colour in zip(plots, points, COLOURS, strict=False):
+        if c.noisy is not None:
+            plot.plot(axis, c.noisy[:, y, x], ".", color="#b8b8b8", markersize=4, label="noisy")
+        plot.plot(axis, c.clean[:, y, x], color="#333333", linewidth=1.2, label="clean")
+        plot.plot(axis, c.denoised[:, y, x], color=colour, linewidth=1.8, label="denoised")
+        plot.set_xlabel("band" if c.wavelengths is None else "wavelength, nm", fontsize=8)
+        plot.tick_params(labelsize=8)
+        plot.spines[["top", "right"]].set_visible(False)
+        plot.legend(frameon=False, fontsize=7)
+    buffer = io.BytesIO()
+    canvas.savefig(buffer, format="svg", metadata={"Date": None})
+    return _uri("image/svg+xml", buffer.getvalue())
+
+
+def _jpeg(rgb: NDArray[Any]) -> str:
+    """Data URI of (y, x, 3) values in [0, 1]."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(255 * rgb).astype(np.uint8)).save(buffer, "JPEG", quality=92, subsampling=0)
+    return _uri("image/jpeg", buffer.getvalue())
+
+
+def _uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
