@@ -43,7 +43,9 @@ class MissingExtraError(HpcdeqError, ImportError):
     """An optional library is needed and not installed."""
 
     def __init__(self, library: str, extra: str, purpose: str) -> None:
-        super().__init__(f'{purpose} needs {library}, which is not installed; run: pip install "hpcdeq[{extra}]"')
+        super().__init__(
+            f'{purpose} needs {library}, which is not installed; run: pip install "hpcdeq[{extra}]"'
+        )
 
 
 class PartialFailureError(HpcdeqError, RuntimeError):

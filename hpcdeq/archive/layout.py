@@ -58,7 +58,8 @@ def check_name(name: str) -> str:
     Raises
     ------
     SceneError
-        Unless the name is 1 to 200 letters, digits, ``.``, ``_`` and ``-``, beginning with a letter or digit, without ``..``.
+        Unless the name is 1 to 200 letters, digits, ``.``, ``_`` and ``-``, without ``..``, beginning with a
+        letter or digit.
     """
     if not _NAME.fullmatch(name) or ".." in name:
         raise SceneError(
@@ -68,13 +69,14 @@ def check_name(name: str) -> str:
     return name
 
 
-def shard_edge(size: int, bands: int, itemsize: int) -> int:
+def shard_edge(size: int, bands: int) -> int:
     """Edge in pixels of the shards along an axis of ``size`` pixels: a multiple of ``CHUNK``.
 
     260 px where that leaves no sliver: a last shard thinner than a training block could never be trained on.
-    Fewer where a shard of this many bands would be too large to hold in memory several times over.
+    Fewer where a shard of this many bands would be too large to hold in memory several times over; counted as float32,
+    so that a scene and its noisy or denoised copies have the same shards.
     """
-    fitting = [s for s in SHARDS if bands * s * s * itemsize <= MAX_SHARD_BYTES] or [SHARDS[-1]]
+    fitting = [s for s in SHARDS if bands * s * s * 4 <= MAX_SHARD_BYTES] or [SHARDS[-1]]
     for edge in fitting:
         if size % edge == 0 or size % edge >= CHUNK or size < edge:
             return edge

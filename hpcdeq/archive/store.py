@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -137,7 +138,7 @@ class Scene:
                 f"scene {self.name}: cannot read rows {window.y0}:{window.y1}, columns {window.x0}:{window.x1}: "
                 f"{error}; `hpcdeq validate` names the damaged chunks"
             ) from error
-        values = np.multiply(stored, np.float32(self.scale_factor), dtype=np.float32)
+        values: NDArray[np.float32] = np.multiply(stored, np.float32(self.scale_factor), dtype=np.float32)
         if self.has_mask:
             values[:, ~self.valid_mask(window)] = 0.0
         return values
@@ -215,31 +216,35 @@ class Archive:
 
     def draft(self, name: str, header: SceneHeader) -> SceneDraft:
         """Begin a scene of your own: aside, under a name that no other process uses."""
-        attempt = f"{layout.check_name(name)}@{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        return SceneDraft(self, name, header, self.staging / attempt)
+        return SceneDraft(self, name, header, self.attempt(name))
 
     def shared_draft(self, name: str, header: SceneHeader, key: str) -> SceneDraft:
         """Begin, or go on with, a scene that is written over several runs: ``key`` tells what will be in it."""
         return SceneDraft(self, name, header, self.staging / f"{layout.check_name(name)}@{key}")
 
+    def attempt(self, name: str) -> Path:
+        """Path in the staging folder that no other process uses; it tells whose it is."""
+        owner = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
+        return self.staging / f"{layout.check_name(name)}@{owner}"
+
     def sweep(self) -> None:
-        """Remove what killed runs left aside: drafts of dead processes of this host, and of others after a day."""
+        """Remove attempts that killed runs left aside: those of dead processes of this host, of others after a day."""
         if not self.staging.is_dir():
             return
         for left in self.staging.iterdir():
-            _, _, owner = left.name.partition("@")
-            host, pid, *_ = [*owner.rsplit(".", 2), "", ""]
-            dead = host == socket.gethostname() and pid.isdigit() and not Path(f"/proc/{pid}").exists()
+            owner = left.name.partition("@")[2].rsplit(".", 2)
+            if len(owner) != 3:
+                continue  # a shared draft, which waits to be gone on with
+            host, pid, _ = owner
+            dead = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
             if dead or time.time() - left.stat().st_mtime > _STALE_SECONDS:
                 shutil.rmtree(left, ignore_errors=True)
         self.close()
 
     def close(self) -> None:
         """Remove the staging folder if nothing is left in it."""
-        try:
+        with contextlib.suppress(OSError):  # another process writes there, or it never existed
             self.staging.rmdir()
-        except OSError:
-            pass  # another process writes there, or it never existed
 
 
 def open_archive(path: Path | str, *, create: bool = False) -> Archive:
@@ -288,8 +293,10 @@ class SceneDraft:
         self.archive = archive
         self.name = name
         self.path = path
-        if not (path / "zarr.json").is_file():
-            _create(path, header)
+        if not path.exists():
+            making = archive.attempt(name)
+            _create(making, header)
+            making.rename(path)
         self.scene = Scene(path)
         self.scene.name = name
         self._writable = zarr.open_group(path, mode="r+", zarr_format=3)
@@ -301,9 +308,13 @@ class SceneDraft:
         """
         _, height, width = self.scene.shape
         edge_y, edge_x = self.scene.shard_shape
-        assert window.y0 % edge_y == 0 and window.x0 % edge_x == 0, f"{window} does not begin at a shard"
-        assert window.y1 % edge_y == 0 or window.y1 == height, f"{window} does not end at a shard"
-        assert window.x1 % edge_x == 0 or window.x1 == width, f"{window} does not end at a shard"
+        begins = window.y0 % edge_y == 0 and window.x0 % edge_x == 0
+        ends = window.y1 in (height, window.y1 // edge_y * edge_y) and window.x1 in (
+            width,
+            window.x1 // edge_x * edge_x,
+        )
+        assert begins, f"{window} does not begin at a shard"
+        assert ends, f"{window} does not end at a shard"
         self._array(RADIANCE)[(slice(None), *window.slices)] = values
 
     def write_mask(self, window: Window, valid: NDArray[np.bool_]) -> None:
@@ -327,10 +338,11 @@ class SceneDraft:
             sums[window.y0 // edge_y, window.x0 // edge_x] = crc32c_of(file)
         self._array(SHARD_CHECKSUM)[...] = sums
         target = self.archive.path / self.name
+        replaced = self.archive.attempt(self.name)
         if target.exists():
-            target.rename(self.path.with_name(f"{self.path.name}.replaced"))
+            target.rename(replaced)
         self.path.rename(target)
-        shutil.rmtree(self.path.with_name(f"{self.path.name}.replaced"), ignore_errors=True)
+        shutil.rmtree(replaced, ignore_errors=True)
         self.archive.close()
 
     def discard(self) -> None:
@@ -343,15 +355,11 @@ class SceneDraft:
 
 
 def _create(path: Path, header: SceneHeader) -> None:
-    """Make the empty scene; its root metadata is written last, so that a half-made one is never taken for a scene."""
-    shutil.rmtree(path, ignore_errors=True)
-    making = path.with_name(f"{path.name}.making")
-    shutil.rmtree(making, ignore_errors=True)
+    """Make a scene without pixels."""
     attributes = {**header.attributes, "Conventions": "CF-1.13", "hpcdeq_schema": layout.SCHEMA}
-    group = zarr.create_group(making, zarr_format=3, attributes=attributes)
+    group = zarr.create_group(path, zarr_format=3, attributes=attributes)
     bands, height, width = header.shape
-    itemsize = header.dtype.itemsize
-    edge_y, edge_x = (layout.shard_edge(n, bands, itemsize) for n in (height, width))
+    edge_y, edge_x = (layout.shard_edge(n, bands) for n in (height, width))
     # Every shard must exist as a file, even one of zeros: a missing file is a lost shard, never data.
     config: Any = {"write_empty_chunks": True}
     codecs: Any = [ZstdCodec(level=3), Crc32cCodec()]
@@ -405,8 +413,6 @@ def _create(path: Path, header: SceneHeader) -> None:
         attributes={"long_name": "crc32c of every shard file of radiance"},
         config=config,
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    making.rename(path)
 
 
 def _check_metadata(name: str, group: zarr.Group, array: zarr.Array[Any]) -> None:

@@ -7,9 +7,11 @@ import sys
 import typer
 
 from hpcdeq.cli.degrade import degrade
+from hpcdeq.cli.demo import demo
 from hpcdeq.cli.denoise import denoise
 from hpcdeq.cli.dictionary import dictionary
 from hpcdeq.cli.doctor import doctor
+from hpcdeq.cli.evaluate import evaluate
 from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
 from hpcdeq.cli.train import train
@@ -23,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ingest, info, validate, dictionary, train, degrade, denoise, doctor):
+for verb in (ingest, info, validate, dictionary, train, degrade, denoise, evaluate, doctor, demo):
     app.command()(verb)
 
 

@@ -1,0 +1,36 @@
+"""``hpcdeq dictionary``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def dictionary(
+    archive: Annotated[Path, typer.Argument(help="Archive of clean scenes.")],
+    out: Annotated[Path, typer.Option(help="File to write (safetensors).")],
+    atoms: Annotated[int, typer.Option(help="Number of atoms.")] = 512,
+    sparsity: Annotated[int, typer.Option(help="Atoms a spectrum is coded with.")] = 5,
+    iterations: Annotated[int, typer.Option(help="K-SVD iterations.")] = 10,
+    seed: Annotated[int, typer.Option(help="Seed of the sampled spectra and of the first atoms.")] = 0,
+) -> None:
+    """Learn a dictionary of spectra by K-SVD, for training with dictionary=FILE."""
+    from hpcdeq.archive import open_archive
+    from hpcdeq.console import result
+    from hpcdeq.errors import ConfigError
+    from hpcdeq.models import save_dictionary
+    from hpcdeq.sparse import KSvdSettings
+    from hpcdeq.training.data import learn_from_scenes
+
+    try:
+        settings = KSvdSettings(atoms=atoms, sparsity=sparsity, iterations=iterations, seed=seed)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    scenes = open_archive(archive).scenes()
+    if not scenes:
+        raise ConfigError(f"the archive {archive} holds no scene; ingest some first")
+    learnt = learn_from_scenes(scenes, settings)
+    save_dictionary(learnt, out, {"scenes": [scene.name for scene in scenes]})
+    result(str(out))

@@ -1,0 +1,192 @@
+"""Configuration: YAML for people, ``key.sub=value`` on the command line, one validated tree as the truth."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from hpcdeq.errors import ConfigError
+from hpcdeq.models import ModelSettings
+from hpcdeq.noise import Complex, Gaussian
+from hpcdeq.sparse import KSvdSettings
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class DataConfig(_Section):
+    """Which archives to learn from, and how they are streamed."""
+
+    train: Path
+    """Archive of clean scenes to learn from."""
+    val: Path | None = None
+    """Archive to validate on; without one, every tenth training scene (at least one of two or more) is held out."""
+    val_blocks: int = Field(default=32, ge=1)
+    """Blocks that are validated on; the same ones every time."""
+    batch: int = Field(default=16, ge=1)
+    """Blocks in a batch."""
+    augment: bool = True
+    """Flip and rotate the blocks."""
+    shuffle_shards: int = Field(default=16, ge=1)
+    """Shards whose blocks are shuffled together; memory grows with it."""
+    workers: int = Field(default=2, ge=1)
+    """Threads that decode and degrade."""
+
+
+class TrainingConfig(_Section):
+    """How long and how fast to learn."""
+
+    start_from: Path | None = None
+    """Model folder whose dictionary and weights to begin with."""
+    pretrain_steps: int = Field(default=2000, ge=0)
+    """Steps of the prior alone, equation (12)."""
+    pretrain_lr: float = Field(default=1e-3, gt=0)
+    """Learning rate of these."""
+    steps: int = Field(default=1000, ge=0)
+    """Steps of the whole model, equations (13) and (21)."""
+    lr: float = Field(default=1e-4, gt=0)
+    """Learning rate of these."""
+    lr_b_factor: float = Field(default=20.0, gt=0)
+    """Learning rate of log b, relative to that of the weights."""
+    clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the gradient; a larger one is scaled down."""
+    validate_every: int = Field(default=100, ge=1)
+    """Steps between validations."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints: what a kill can cost."""
+    keep: int = Field(default=2, ge=1)
+    """Latest checkpoints that are kept, beside the best."""
+    log_every: int = Field(default=10, ge=1)
+    """Steps between lines of metrics.jsonl."""
+    tensorboard: bool = False
+    """Also write TensorBoard files (extra: track)."""
+
+
+class TrainConfig(_Section):
+    """Everything that decides what ``hpcdeq train`` makes."""
+
+    run: Path = Path("run")
+    """Folder of the run; the same command with the same folder continues it."""
+    seed: int = Field(default=0, ge=0)
+    """Seed of the weights, the blocks and the noise."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+    data: DataConfig
+    noise: Gaussian | Complex = Gaussian(sigma=50.0)
+    """Noise that is added to the clean blocks."""
+    dictionary: KSvdSettings | Path = KSvdSettings()
+    """A dictionary's file, or how to learn one from the training scenes."""
+    model: ModelSettings = ModelSettings()
+    training: TrainingConfig = TrainingConfig()
+
+
+def load_train_config(file: Path | None, overrides: Sequence[str]) -> TrainConfig:
+    """Merge the defaults, a YAML file and ``key.sub=value`` overrides; the later wins.
+
+    A section whose ``kind`` is changed is replaced as a whole, as the keys of the old kind mean nothing to the new one.
+
+    Raises
+    ------
+    ConfigError
+        If the file cannot be read, or a key or value is wrong; it names them all, with the nearest valid key.
+    """
+    defaults = TrainConfig(data=DataConfig(train=Path())).model_dump(mode="json")
+    del defaults["data"]["train"]
+    merged = _merge(_merge(defaults, _read_yaml(file)), _dotlist(overrides))
+    if "train" not in merged["data"]:
+        raise ConfigError(
+            "data.train is not set: say which archive to learn from, e.g. data.train=scenes.zarr"
+        )
+    try:
+        return TrainConfig.model_validate(merged)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(error))) from error
+
+
+def dump_yaml(config: TrainConfig) -> str:
+    """Return the whole configuration as YAML that `load_train_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def _read_yaml(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
+    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot read the config file {file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"the config file {file} must hold keys and values, got {type(content).__name__}")
+    return {str(key): value for key, value in content.items()}
+
+
+def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
+    for override in overrides:
+        if "=" not in override or override.startswith(("=", "-")):
+            raise ConfigError(
+                f"{override!r} is not an override; write key.sub=value, e.g. training.steps=500"
+            )
+    try:
+        content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"cannot read the overrides {' '.join(overrides)}: {error}") from error
+    assert isinstance(content, dict)
+    return {str(key): value for key, value in content.items()}
+
+
+def _merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in over.items():
+        old = merged.get(key)
+        replaces = (
+            isinstance(value, dict)
+            and isinstance(old, dict)
+            and value.get("kind", old.get("kind")) != old.get("kind")
+        )
+        merged[key] = (
+            _merge(old, value)
+            if isinstance(value, dict) and isinstance(old, dict) and not replaces
+            else value
+        )
+    return merged
+
+
+def _explain(error: ValidationError) -> list[str]:
+    """One line for each wrong key: its dotted name, the rule, the value, and what was perhaps meant."""
+    problems = error.errors(include_url=False)
+    # A section of several kinds reports the errors of every kind; keep those of the kind that was named.
+    other_kinds = [p["loc"][:-1] for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
+    meant = [p for p in problems if not any(p["loc"][: len(k)] == k for k in other_kinds)]
+    return list(dict.fromkeys(_line(p) for p in meant or problems))
+
+
+def _line(problem: ErrorDetails) -> str:
+    # Besides keys, a location names the class of the kind (capitalised) and pydantic's own steps (in brackets).
+    location = [str(part) for part in problem["loc"]]
+    keys = [part for part in location if not part[:1].isupper() and "[" not in part]
+    name = ".".join(keys)
+    if problem["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
+    schema = TrainConfig.model_json_schema()
+    classes = schema["$defs"]
+    node = schema
+    for part in location[:-1]:
+        if part in classes:
+            node = classes[part]
+        elif part in node.get("properties", {}):
+            node = node["properties"][part]
+            node = classes[node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
+    valid = list(node.get("properties", {}))
+    close = difflib.get_close_matches(keys[-1], valid, n=1)
+    return f"{name}: unknown key; " + (
+        f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
+    )

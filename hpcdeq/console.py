@@ -1,0 +1,94 @@
+"""What the user sees: results on stdout, talk on stderr, a bar on a terminal and a line now and then in a log."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_LOG_SECONDS = 10.0
+
+
+def say(text: str) -> None:
+    """Tell the user something (stderr)."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def result(text: str) -> None:
+    """Print a result (stdout)."""
+    print(text, flush=True)
+
+
+def result_json(value: Any) -> None:
+    """Print a result for a script (stdout)."""
+    print(json.dumps(value, indent=2), flush=True)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """Align rows of text under their column names."""
+    lines = [list(columns), *[list(row) for row in rows]]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(columns))]
+    return "\n".join(
+        "  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines
+    )
+
+
+class Bar:
+    """Progress of a known number of steps: a bar on a terminal, a line every few seconds in a log."""
+
+    def __init__(self, what: str, total: int, done: int = 0) -> None:
+        self.what, self.total, self.done, self._first = what, total, done, done
+        self._begin = self._last = time.monotonic()
+        self._rich: Any = None
+
+    def __enter__(self) -> Bar:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
+            self._rich = Progress(*columns, console=Console(stderr=True))
+            self._rich.start()
+            self._rich.add_task(self.what, total=self.total, completed=self.done)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._rich is not None:
+            self._rich.stop()
+
+    def advance(self, note: str = "") -> None:
+        """Count one more step; ``note`` says how things stand."""
+        self.done += 1
+        self.note(note)
+
+    def note(self, note: str) -> None:
+        """Say how things stand."""
+        if self._rich is not None:
+            self._rich.update(0, completed=self.done, description=f"{self.what} {note}".rstrip())
+            return
+        now = time.monotonic()
+        if now - self._last >= _LOG_SECONDS:
+            self._last = now
+            rate = (self.done - self._first) / (now - self._begin)
+            left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
+            say(f"{self.what}: {self.done}/{self.total}{', ' if note else ''}{note}{left}")
+
+
+def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:
+    """Pass items on, showing how many are done."""
+    with Bar(what, total) as bar:
+        for item in items:
+            yield item
+            bar.advance()

@@ -1,0 +1,188 @@
+"""Denoise an archive into another: unit by unit, each recorded when it is written, each scene visible when complete."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hpcdeq.archive import Archive, Scene, SceneDraft, SceneHeader, open_archive
+from hpcdeq.archive.store import crc32c_of
+from hpcdeq.console import Bar, say
+from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
+from hpcdeq.inference.ledger import Ledger, Record
+from hpcdeq.inference.tiles import Convergence, DenoiseSettings, denoise_window, prepare
+from hpcdeq.models import SparseDenoiser, load_model
+from hpcdeq.models.files import read_card
+from hpcdeq.tiling import Window, partition
+
+_UNIT_SHARDS = (
+    2  # edge of a unit: fewer tiles cross unit borders, and are computed twice, than with single shards
+)
+FINGERPRINT = "hpcdeq_fingerprint"
+
+
+@dataclass(kw_only=True)
+class DenoiseReport:
+    """What a run did."""
+
+    done: list[str] = field(default_factory=list)
+    """Scenes denoised by this run."""
+    skipped: list[str] = field(default_factory=list)
+    """Scenes that were there already, with the same model, settings and input."""
+    failed: dict[str, str] = field(default_factory=dict)
+    """Scenes that could not be denoised, and why."""
+    convergence: Convergence = field(default_factory=Convergence)
+
+
+def denoise_archive(
+    archive: Archive, model_folder: Path, out: Path, settings: DenoiseSettings, *, overwrite: bool = False
+) -> DenoiseReport:
+    """Denoise every scene of an archive.
+
+    A run that was killed goes on where it stood when it is started again; it loses the units in flight.
+
+    Parameters
+    ----------
+    archive
+        Scenes to denoise.
+    model_folder
+        Model to use.
+    out
+        Archive to write; made if there is none.
+    settings
+        How to apply the model.
+    overwrite
+        Denoise also scenes that are there already.
+
+    Raises
+    ------
+    ConfigError
+        If ``out`` is the input archive, or the settings do not fit the model.
+    """
+    if out.resolve() == archive.path.resolve():
+        raise ConfigError(f"--out {out} is the archive that is read; choose another folder")
+    model = prepare(load_model(model_folder), settings)
+    settings.overlap_of(model)
+    job = _Job(
+        model, read_card(model_folder)["weights_sha256"], settings, open_archive(out, create=True), overwrite
+    )
+    report = DenoiseReport()
+    names = archive.names()
+    with Bar("denoise", len(names)) as bar:
+        for name in names:
+            try:
+                convergence = job.denoise(archive[name], bar.note)
+            except HpcdeqError as error:
+                report.failed[name] = str(error)
+                say(f"{name}: {error}")
+                continue
+            (report.skipped if convergence is None else report.done).append(name)
+            report.convergence += convergence or Convergence()
+            bar.advance()
+    return report
+
+
+class _Job:
+    """One model and one output archive."""
+
+    def __init__(
+        self, model: SparseDenoiser, weights: str, settings: DenoiseSettings, out: Archive, overwrite: bool
+    ) -> None:
+        self.model, self.weights, self.settings, self.out, self.overwrite = (
+            model,
+            weights,
+            settings,
+            out,
+            overwrite,
+        )
+        self.ledger = out.path.with_name(f"{out.path.name}.ledger")
+
+    def denoise(self, scene: Scene, note: Callable[[str], None]) -> Convergence | None:
+        """Denoise one scene; None if it was there already."""
+        if scene.shape[0] != self.model.bands:
+            raise SceneError(
+                f"{scene.shape[0]} bands, but the model knows {self.model.bands}; train one for this sensor"
+            )
+        fingerprint = self.fingerprint(scene)
+        ledger = Ledger(self.ledger, scene.name, fingerprint)
+        if self.overwrite:
+            ledger.clear()
+        elif scene.name in self.out:
+            if self.out[scene.name].attributes.get(FINGERPRINT) == fingerprint:
+                return None
+            say(f"{scene.name}: denoised before with another model, settings or input; denoising it again")
+        draft = self.out.shared_draft(scene.name, self._header(scene, fingerprint), fingerprint)
+        convergence = Convergence()
+        units = list(_units(scene))
+        for i, unit in enumerate(units, start=1):
+            record = ledger.read(unit)
+            if record is None or not _intact(draft, record):
+                record = self._compute(scene, unit, draft)
+                ledger.write(record)
+            convergence += Convergence(**record.convergence)
+            note(f"{scene.name} unit {i}/{len(units)}")
+        draft.publish()
+        return convergence
+
+    def fingerprint(self, scene: Scene) -> str:
+        """Digest of all that decides the bytes of a denoised scene."""
+        solver = self.model.settings.solver
+        what = {
+            "weights": self.weights,
+            "solver": asdict(solver),
+            "overlap": self.settings.overlap_of(self.model),
+            "input": scene.content_sha256,
+            "scale_factor": scene.scale_factor,
+        }
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
+
+    def _compute(self, scene: Scene, unit: Window, draft: SceneDraft) -> Record:
+        values, convergence = denoise_window(self.model, scene.read, scene.extent, unit, self.settings)
+        values[:, ~scene.valid_mask(unit)] = 0.0
+        draft.write(unit, values)
+        if scene.has_mask:
+            draft.write_mask(unit, scene.valid_mask(unit))
+        sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in _files(draft, unit)}
+        return Record(window=unit, checksums=sums, convergence=asdict(convergence))
+
+    def _header(self, scene: Scene, fingerprint: str) -> SceneHeader:
+        return SceneHeader(
+            shape=scene.shape,
+            dtype=np.dtype(np.float32),
+            wavelengths=scene.wavelengths,
+            fwhm=scene.fwhm,
+            has_mask=scene.has_mask,
+            attributes={
+                **scene.attributes,
+                FINGERPRINT: fingerprint,
+                "denoised_with": {
+                    "weights_sha256": self.weights,
+                    "overlap": self.settings.overlap_of(self.model),
+                },
+            },
+        )
+
+
+def _units(scene: Scene) -> Iterator[Window]:
+    """Cut a scene into units of whole shards."""
+    edge_y, edge_x = scene.shard_shape
+    return partition(scene.shape[1], scene.shape[2], _UNIT_SHARDS * edge_y, _UNIT_SHARDS * edge_x)
+
+
+def _files(draft: SceneDraft, unit: Window) -> list[Path]:
+    return [draft.scene.shard_path(shard) for shard in draft.scene.shards() if _inside(shard, unit)]
+
+
+def _inside(shard: Window, unit: Window) -> bool:
+    return shard.intersect(unit) == shard
+
+
+def _intact(draft: SceneDraft, record: Record) -> bool:
+    """Whether the shards of a finished unit are on disk as they were written."""
+    files = {draft.path / name: checksum for name, checksum in record.checksums.items()}
+    return all(file.is_file() and crc32c_of(file) == checksum for file, checksum in files.items())

@@ -1,0 +1,162 @@
+"""Denoise a window of a scene by overlapping tiles, blended."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from hpcdeq.cluster.device import choose_device
+from hpcdeq.errors import ConfigError
+from hpcdeq.models import SparseDenoiser
+from hpcdeq.tiling import Window, blend_weights, tiles_of
+
+Read = Callable[[Window], NDArray[np.float32]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiseSettings:
+    """How a trained model is applied to scenes."""
+
+    overlap: int | None = None
+    """Pixels shared by neighbouring tiles, blended with smooth weights; None is a third of a tile, 0 is the paper's way."""
+    batch: int = 16
+    """Tiles computed at once; on a CPU it changes no byte of the output."""
+    iterations: int | None = None
+    """Most iterations of the solver; None keeps those of the model."""
+    tolerance: float | None = None
+    """Tolerance of the solver; None keeps that of the model."""
+    device: str = "auto"
+    """``auto``, ``cpu`` or ``cuda``."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError(f"batch must be at least 1, got {self.batch}")
+        if self.overlap is not None and self.overlap < 0:
+            raise ConfigError(f"overlap must not be negative, got {self.overlap}")
+
+    def overlap_of(self, model: SparseDenoiser) -> int:
+        """Overlap in pixels for the tiles of a model.
+
+        Raises
+        ------
+        ConfigError
+            If it is not smaller than a tile.
+        """
+        tile = model.settings.block
+        overlap = tile // 3 if self.overlap is None else self.overlap
+        if overlap >= tile:
+            raise ConfigError(f"overlap must be below the model's block of {tile} pixels, got {overlap}")
+        return overlap
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convergence:
+    """How well the fixed points of some tiles were solved."""
+
+    tiles: int = 0
+    converged: int = 0
+    iterations: int = 0
+    worst_residual: float = 0.0
+
+    def __add__(self, other: Convergence) -> Convergence:
+        return Convergence(
+            tiles=self.tiles + other.tiles,
+            converged=self.converged + other.converged,
+            iterations=self.iterations + other.iterations,
+            worst_residual=max(self.worst_residual, other.worst_residual),
+        )
+
+
+def prepare(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
+    """Set a model's solver as the settings say, and move it to the device."""
+    changes: dict[str, Any] = {
+        k: v
+        for k, v in (("iterations", settings.iterations), ("tolerance", settings.tolerance))
+        if v is not None
+    }
+    try:
+        model.settings = replace(model.settings, solver=replace(model.settings.solver, **changes))
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return model.to(choose_device(settings.device)).eval()
+
+
+@torch.inference_mode()
+def denoise_window(
+    model: SparseDenoiser, read: Read, extent: Window, window: Window, settings: DenoiseSettings
+) -> tuple[NDArray[np.float32], Convergence]:
+    """Denoise one window of a scene, by all tiles of the scene that touch it.
+
+    The tiles are those of the whole scene and are added in their order, so that the result for a pixel does not
+    depend on the window it is computed in.
+
+    Parameters
+    ----------
+    model
+        From `prepare`.
+    read
+        Gives the noisy pixels ``(band, y, x)`` of a window of the scene.
+    extent
+        The whole scene.
+    window
+        What to denoise.
+    settings
+        Overlap and batch are used here.
+
+    Returns
+    -------
+    tuple
+        Denoised pixels ``(band, y, x)``, and how the tiles converged.
+    """
+    overlap = settings.overlap_of(model)
+    tiles = tiles_of(extent.height, extent.width, model.settings.block, overlap, touching=window)
+    around = Window(tiles[0].y0, tiles[-1].y1, tiles[0].x0, tiles[-1].x1)
+    noisy = read(around)
+    device = next(model.parameters()).device
+    weights = blend_weights(tiles[0].height, tiles[0].width, overlap)
+    total = np.zeros((noisy.shape[0], window.height, window.width), np.float32)
+    weight = np.zeros((window.height, window.width), np.float32)
+    convergence = Convergence()
+    for begin in range(0, len(tiles), settings.batch):
+        batch = tiles[begin : begin + settings.batch]
+        blocks = np.stack([noisy[(slice(None), *t.shift(-around.y0, -around.x0).slices)] for t in batch])
+        denoised = model(torch.from_numpy(blocks).to(device))
+        solved = denoised.solution
+        convergence += Convergence(
+            tiles=len(batch),
+            converged=int(solved.converged.sum()),
+            iterations=int(solved.iterations.sum()),
+            worst_residual=float(solved.residual.max()),
+        )
+        for tile, estimate in zip(batch, denoised.estimate.float().cpu().numpy(), strict=True):
+            common = tile.intersect(window)
+            inside = common.shift(-tile.y0, -tile.x0).slices
+            target = common.shift(-window.y0, -window.x0).slices
+            total[(slice(None), *target)] += weights[inside] * estimate[(slice(None), *inside)]
+            weight[target] += weights[inside]
+    return total / weight, convergence
+
+
+def denoise_array(
+    model: SparseDenoiser, noisy: NDArray[np.float32], settings: DenoiseSettings | None = None
+) -> NDArray[np.float32]:
+    """Denoise a scene ``(band, y, x)`` in memory; the numbers are those of `denoise_archive`.
+
+    Raises
+    ------
+    ValueError
+        If the band count is not the model's, or the overlap does not fit its blocks.
+    """
+    settings = settings or DenoiseSettings()
+    if noisy.ndim != 3 or noisy.shape[0] != model.bands:
+        raise ValueError(
+            f"the scene must be (band, y, x) with the model's {model.bands} bands, got shape {noisy.shape}"
+        )
+    extent = Window(0, noisy.shape[1], 0, noisy.shape[2])
+    model = prepare(model, settings)
+    return denoise_window(model, lambda w: noisy[(slice(None), *w.slices)], extent, extent, settings)[0]

@@ -1,0 +1,22 @@
+"""Fixed points and their gradients: immutable settings in, a solution with per-block results out.
+
+A model is three independent choices: the map that is iterated, the solver that iterates it, the adjoint that
+differentiates through it. Deep unrolling is Picard with a fixed number of iterations and the `Unrolled` adjoint; a deep
+equilibrium model is any solver with the `Implicit` one.
+"""
+
+from hpcdeq.solvers.adjoint import Adjoint, Implicit, Unrolled, equilibrium
+from hpcdeq.solvers.anderson import Anderson
+from hpcdeq.solvers.fixed_point import FixedPointMap, Solution
+from hpcdeq.solvers.picard import Picard
+
+__all__ = [
+    "Adjoint",
+    "Anderson",
+    "FixedPointMap",
+    "Implicit",
+    "Picard",
+    "Solution",
+    "Unrolled",
+    "equilibrium",
+]

@@ -1,0 +1,5 @@
+"""Learn a model from an archive: pre-train the prior, then end to end; resumable, to the bit."""
+
+from hpcdeq.training.loop import train
+
+__all__ = ["train"]

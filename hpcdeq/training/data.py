@@ -1,0 +1,159 @@
+"""What is learnt from and validated on: splits, streams, the dictionary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset
+
+from hpcdeq.archive import Scene, open_archive
+from hpcdeq.archive.stream import Batch, PatchStream
+from hpcdeq.config import TrainConfig
+from hpcdeq.console import say
+from hpcdeq.errors import ConfigError
+from hpcdeq.models import load_dictionary, save_dictionary
+from hpcdeq.noise import generator, stable_hash
+from hpcdeq.sparse import KSvdSettings, learn_dictionary
+
+_HELD_OUT = 10  # every tenth scene
+_PIXELS = 20_000  # spectra a dictionary is learnt from
+_DICTIONARY, _VALIDATION = 11, 12  # what a Philox key is for
+
+
+def split(config: TrainConfig) -> tuple[list[Scene], list[Scene]]:
+    """Open the scenes to learn from and those to validate on.
+
+    Raises
+    ------
+    ConfigError
+        If an archive is empty, or the band counts differ.
+    """
+    train = open_archive(config.data.train).scenes()
+    if not train:
+        raise ConfigError(f"data.train: the archive {config.data.train} holds no scene; ingest some first")
+    if config.data.val is not None:
+        val = open_archive(config.data.val).scenes()
+        if not val:
+            raise ConfigError(f"data.val: the archive {config.data.val} holds no scene")
+    elif len(train) > 1:
+        val = train[::_HELD_OUT]
+        train = [scene for scene in train if scene not in val]
+        say(
+            f"data.val is not set: {', '.join(scene.name for scene in val)} held out of training to validate on"
+        )
+    else:
+        val = train
+        say(
+            f"only one scene, {train[0].name}: it is validated on too, so validation says nothing about new scenes"
+        )
+    counts = {scene.shape[0] for scene in [*train, *val]}
+    if len(counts) > 1:
+        which = {n: next(s.name for s in [*train, *val] if s.shape[0] == n) for n in sorted(counts)}
+        raise ConfigError(
+            f"all scenes of a run must have one band count; found {which}: split them into archives by sensor"
+        )
+    return train, val
+
+
+def training_stream(config: TrainConfig, scenes: list[Scene]) -> PatchStream:
+    """Blocks to learn from."""
+    return PatchStream(
+        scenes,
+        block=config.model.block,
+        batch=config.data.batch,
+        seed=config.seed,
+        degradation=config.noise,
+        augment=config.data.augment,
+        shuffle_shards=config.data.shuffle_shards,
+        workers=config.data.workers,
+    )
+
+
+class TorchBatches(IterableDataset[tuple[Tensor, Tensor]]):
+    """Endless (clean, noisy) tensors from a stream, beginning after ``consumed`` batches of the run."""
+
+    def __init__(self, stream: PatchStream, consumed: int) -> None:
+        self.stream = stream
+        self.consumed = consumed
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        epoch, start = divmod(self.consumed, self.stream.batches_per_epoch)
+        while True:
+            for batch in self.stream.batches(epoch, start):
+                yield as_tensors(batch)
+            epoch, start = epoch + 1, 0
+
+
+def torch_loader(stream: PatchStream, consumed: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor]]:
+    """Wrap a stream as a torch loader. It has its own threads, so no worker processes are forked (Zarr forbids it)."""
+    return DataLoader(TorchBatches(stream, consumed), batch_size=None, num_workers=0, pin_memory=pin)
+
+
+def as_tensors(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(clean, noisy) of a batch, without a copy."""
+    return torch.from_numpy(batch.clean), torch.from_numpy(batch.noisy)
+
+
+def validation_batches(config: TrainConfig, scenes: list[Scene]) -> list[tuple[Tensor, Tensor]]:
+    """Return the same few blocks of the validation scenes, with the same noise, every time."""
+    stream = PatchStream(
+        scenes,
+        block=config.model.block,
+        batch=min(config.data.batch, config.data.val_blocks),
+        seed=_VALIDATION,
+        degradation=config.noise,
+        augment=False,
+        workers=config.data.workers,
+    )
+    left = config.data.val_blocks
+    chosen = []
+    batches = stream.batches(epoch=0)
+    for batch in batches:
+        clean, noisy = as_tensors(batch)
+        chosen.append((clean[:left], noisy[:left]))
+        left -= clean.shape[0]
+        if left <= 0:
+            break
+    return chosen
+
+
+def dictionary_of(config: TrainConfig, scenes: list[Scene], run: Path) -> Tensor:
+    """Read or learn the run's dictionary ``(band, atom)``; a learnt one is kept in the run's folder."""
+    if isinstance(config.dictionary, Path):
+        dictionary = load_dictionary(config.dictionary)
+    else:
+        kept = run / "dictionary.safetensors"
+        if not kept.is_file():
+            say(f"learning a dictionary of {config.dictionary.atoms} atoms from {len(scenes)} scenes")
+            save_dictionary(
+                learn_from_scenes(scenes, config.dictionary), kept, {"scenes": [s.name for s in scenes]}
+            )
+        dictionary = load_dictionary(kept)
+    if dictionary.shape[0] != scenes[0].shape[0]:
+        raise ConfigError(
+            f"dictionary: its atoms have {dictionary.shape[0]} bands, the scenes {scenes[0].shape[0]}"
+        )
+    return dictionary
+
+
+def learn_from_scenes(scenes: list[Scene], settings: KSvdSettings) -> Tensor:
+    """Learn a dictionary by K-SVD from spectra sampled evenly over the scenes, without their masked pixels."""
+    share = -(-_PIXELS // len(scenes))
+    signals = np.concatenate([_sample(scene, share, settings.seed) for scene in scenes])
+    return learn_dictionary(torch.from_numpy(signals), settings).dictionary
+
+
+def _sample(scene: Scene, count: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+    """Draw ``count`` spectra (pixel, band) from at most four shards of a scene."""
+    rng = generator(seed, stable_hash(scene.name), _DICTIONARY)
+    shards = list(scene.shards())
+    chosen = [shards[i] for i in sorted(rng.permutation(len(shards))[:4])]
+    spectra = []
+    for shard in chosen:
+        pixels = scene.read(shard)[:, scene.valid_mask(shard)].T
+        spectra.append(pixels[rng.permutation(len(pixels))[: -(-count // len(chosen))]])
+    return np.concatenate(spectra)

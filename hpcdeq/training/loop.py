@@ -1,0 +1,329 @@
+"""The training loop of one process: two phases, validation, checkpoints, and what to do when numbers break."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from hpcdeq import __version__
+from hpcdeq.cluster.device import choose_device
+from hpcdeq.config import TrainConfig, dump_yaml, load_train_config
+from hpcdeq.console import Bar, say
+from hpcdeq.errors import ConfigError, TrainingError
+from hpcdeq.metrics import mpsnr
+from hpcdeq.models import SparseDenoiser, load_model, save_model
+from hpcdeq.solvers import Solution
+from hpcdeq.training import checkpoints, data
+from hpcdeq.training.log import RunLog
+
+PHASES = ("pretrain", "train")
+_BAD_STEPS = 5  # skipped steps in a row before the last checkpoint is reloaded
+_MAX_ROLLBACKS = 5
+_ROLLBACK_LR = 0.5
+
+
+@dataclass
+class Position:
+    """Where a run stands: all of its state that is not a tensor."""
+
+    phase: int = 0
+    step: int = 0
+    """Steps of the phase that were taken or skipped."""
+    batches: int = 0
+    """Batches of the run that were consumed: the position in the data."""
+    skipped: int = 0
+    bad_in_a_row: int = 0
+    rollbacks: int = 0
+    best: str | None = None
+    """Name of the best checkpoint of the last phase that has steps."""
+    best_psnr: float = float("-inf")
+
+
+def train(config: TrainConfig) -> Path:
+    """Train a model, or go on with a run that was interrupted.
+
+    Parameters
+    ----------
+    config
+        Everything that decides the result. ``config.run`` is the folder of the run.
+
+    Returns
+    -------
+    Path
+        Folder of the model that was best on the validation blocks, ``config.run / "model"``.
+
+    Raises
+    ------
+    ConfigError
+        If the folder holds a run with another configuration, or the data do not fit it.
+    TrainingError
+        If training diverges again and again.
+    """
+    run = _open_run(config)
+    train_scenes, val_scenes = data.split(config)
+    trainer = _Trainer(config, run, train_scenes, val_scenes)
+    try:
+        for phase in range(trainer.at.phase, len(PHASES)):
+            if trainer.steps(phase):
+                trainer.run_phase(phase)
+    finally:
+        trainer.log.close()
+    return trainer.export()
+
+
+class _Trainer:
+    """The state of a run in one process, and the steps that change it."""
+
+    def __init__(
+        self, config: TrainConfig, run: Path, train_scenes: list[Any], val_scenes: list[Any]
+    ) -> None:
+        self.config, self.settings, self.run = config, config.training, run
+        self.device = choose_device(config.device)
+        self.scenes = train_scenes
+        self.stream = data.training_stream(config, train_scenes)
+        self.validation = data.validation_batches(config, val_scenes)
+        self.model = _first_model(config, train_scenes, run).to(self.device)
+        self.at = Position()
+        self.optimizer = self._new_optimizer()
+        self.adjoint: Solution | None = None
+        latest = checkpoints.latest(run / "checkpoints")
+        if latest is not None:
+            self._load(latest)
+            say(f"continuing {run} from checkpoint {latest.name}")
+        self.log = RunLog(run, self.at.batches, self.settings.tensorboard)
+
+    def run_phase(self, phase: int) -> None:
+        """Train one phase to its last step."""
+        if phase != self.at.phase:
+            self.at = Position(
+                phase=phase, batches=self.at.batches, skipped=self.at.skipped, rollbacks=self.at.rollbacks
+            )
+            self.optimizer = self._new_optimizer()
+        steps = self.steps(phase)
+        if self.at.best is None:
+            self._validate()  # how the phase begins; and there is a checkpoint to fall back on
+        with Bar(PHASES[phase], steps, self.at.step) as bar:
+            while self.at.step < steps:
+                rollbacks = self.at.rollbacks
+                for clean, noisy, waited in self._batches():
+                    note = self._step(clean, noisy, waited)
+                    bar.advance(note)
+                    if self.at.rollbacks != rollbacks:
+                        bar.done = self.at.step
+                        break
+                    if self.at.step >= steps:
+                        break
+
+    def export(self) -> Path:
+        """Write the best model of the last phase that was trained."""
+        best = self.at.best
+        if best is not None:
+            state = checkpoints.load(self.run / "checkpoints" / best)
+            self.model.load_state_dict(state["model"])
+        folder = self.run / "model"
+        provenance = {
+            "hpcdeq": __version__,
+            "torch": torch.__version__,
+            "config": self.config.model_dump(mode="json", exclude={"run"}),
+            "scenes": {scene.name: scene.content_sha256 for scene in self.scenes},
+            "checkpoint": best,
+            "validation_psnr": None if best is None else self.at.best_psnr,
+            "skipped_steps": self.at.skipped,
+            "rollbacks": self.at.rollbacks,
+        }
+        save_model(self.model, folder, provenance)
+        return folder
+
+    def steps(self, phase: int) -> int:
+        """Return how many steps a phase has."""
+        return (self.settings.pretrain_steps, self.settings.steps)[phase]
+
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
+        """(clean, noisy, seconds waited) from where the run stands."""
+        loader = iter(data.torch_loader(self.stream, self.at.batches, pin=self.device.type == "cuda"))
+        while True:
+            begin = time.perf_counter()
+            clean, noisy = next(loader)
+            yield (
+                clean.to(self.device, non_blocking=True),
+                noisy.to(self.device, non_blocking=True),
+                time.perf_counter() - begin,
+            )
+
+    def _step(self, clean: Tensor, noisy: Tensor, waited: float) -> str:
+        """Take one step, or skip it if the loss or gradient is not finite; log, validate and checkpoint when due."""
+        begin = time.perf_counter()
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        estimate, solution = self._forward(noisy)
+        loss = F.mse_loss(estimate, clean)
+        loss.backward()
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
+        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
+        if finite:
+            self.optimizer.step()
+            self.model.prior.advance_power_iteration()
+        self.at.step += 1
+        self.at.batches += 1
+        self.at.skipped += not finite
+        self.at.bad_in_a_row = 0 if finite else self.at.bad_in_a_row + 1
+        if self.at.bad_in_a_row >= _BAD_STEPS:
+            self._roll_back()
+            return "rolled back"
+        if self.at.step % self.settings.log_every == 0:
+            self._log_step(loss, norm, solution, time.perf_counter() - begin, waited)
+        last = self.at.step == self.steps(self.at.phase)
+        if self.at.step % self.settings.validate_every == 0 or last:
+            self._validate()
+        elif self.at.step % self.settings.checkpoint_every == 0:
+            self._commit()
+        return f"loss {loss.item():.3e}"
+
+    def _forward(self, noisy: Tensor) -> tuple[Tensor, Solution | None]:
+        if PHASES[self.at.phase] == "pretrain":
+            return self.model.prior(noisy), None
+        denoised = self.model(noisy, self._keep_adjoint)
+        return denoised.estimate, denoised.solution
+
+    def _keep_adjoint(self, solution: Solution) -> None:
+        self.adjoint = solution
+
+    def _log_step(
+        self, loss: Tensor, norm: Tensor, solution: Solution | None, seconds: float, waited: float
+    ) -> None:
+        values: dict[str, Any] = {
+            "phase": PHASES[self.at.phase],
+            "step": self.at.step,
+            "loss": loss.item(),
+            "gradient_norm": norm.item(),
+            "b": self.model.b.item(),
+            "skipped": self.at.skipped,
+            "step_seconds": seconds,
+            "data_seconds": waited,
+        }
+        for name, solved in (("forward", solution), ("backward", self.adjoint)):
+            if solved is not None:
+                values[f"{name}_residual"] = solved.residual.mean().item()
+                values[f"{name}_iterations"] = solved.iterations.float().mean().item()
+        self.log.write(self.at.batches, values)
+
+    @torch.no_grad()
+    def _validate(self) -> None:
+        """Score the validation blocks, remember the best, commit a checkpoint."""
+        self.model.eval()
+        scores = [
+            mpsnr(reference, estimate)
+            for clean, noisy in self.validation
+            for reference, estimate in zip(clean, self._forward(noisy.to(self.device))[0].cpu(), strict=True)
+        ]
+        psnr = sum(scores) / len(scores)
+        if psnr > self.at.best_psnr:
+            self.at.best, self.at.best_psnr = self._name(), psnr
+        self.log.write(
+            self.at.batches, {"phase": PHASES[self.at.phase], "step": self.at.step, "validation_psnr": psnr}
+        )
+        say(
+            f"{PHASES[self.at.phase]} step {self.at.step}: validation {psnr:.2f} dB (best {self.at.best_psnr:.2f})"
+        )
+        self._commit()
+
+    def _name(self) -> str:
+        return checkpoints.name_of(self.at.phase, self.at.rollbacks, self.at.step)
+
+    def _commit(self) -> None:
+        folder = self.run / "checkpoints"
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "position": asdict(self.at),
+        }
+        checkpoints.commit(folder, self._name(), state)
+        checkpoints.prune(folder, self.settings.keep, self.at.best)
+
+    def _load(self, checkpoint: Path) -> None:
+        state = checkpoints.load(checkpoint)
+        self.at = Position(**state["position"])
+        self.model.load_state_dict(state["model"])
+        self.optimizer = self._new_optimizer()
+        self.optimizer.load_state_dict(state["optimizer"])
+
+    def _roll_back(self) -> None:
+        """Return to the last checkpoint with a smaller learning rate, and go on with new data."""
+        if self.at.rollbacks >= _MAX_ROLLBACKS:
+            raise TrainingError(
+                f"training diverged: {_BAD_STEPS} steps in a row were not finite after {_MAX_ROLLBACKS} roll-backs, "
+                f"each with half the learning rate; try model.prior.norm=kernel, a smaller training.lr or training.clip"
+            )
+        failed = self.at
+        latest = checkpoints.latest(self.run / "checkpoints")
+        assert latest is not None, "a phase begins with a checkpoint"
+        self._load(latest)
+        self.at.batches, self.at.skipped, self.at.rollbacks = (
+            failed.batches,
+            failed.skipped,
+            failed.rollbacks + 1,
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] *= _ROLLBACK_LR
+        say(f"{_BAD_STEPS} steps in a row were not finite: back to {latest.name} with half the learning rate")
+        self._commit()
+
+    def _new_optimizer(self) -> torch.optim.Adam:
+        lr = (self.settings.pretrain_lr, self.settings.lr)[self.at.phase]
+        groups = [
+            {"params": list(self.model.prior.parameters()), "lr": lr},
+            {"params": [self.model.log_b], "lr": lr * self.settings.lr_b_factor},
+        ]
+        return torch.optim.Adam(groups)
+
+
+def _open_run(config: TrainConfig) -> Path:
+    """Make the run's folder, or check that it is a run of this configuration."""
+    resolved = config.run / "config.yaml"
+    if not resolved.is_file():
+        config.run.mkdir(parents=True, exist_ok=True)
+        aside = resolved.with_suffix(".tmp")
+        aside.write_text(dump_yaml(config))
+        aside.replace(resolved)
+        return config.run
+    old, new = (
+        c.model_dump(mode="json", exclude={"run": True, "training": {"steps"}})
+        for c in (load_train_config(resolved, []), config)
+    )
+    changed = [key for key in new if old[key] != new[key]]
+    if changed:
+        raise ConfigError(
+            f"{config.run} is a run with another configuration: {', '.join(changed)} differ from {resolved}; "
+            "choose another folder with run=FOLDER, or remove it to start over"
+        )
+    return config.run
+
+
+def _first_model(config: TrainConfig, scenes: list[Any], run: Path) -> SparseDenoiser:
+    """Make the model to begin with: fresh, or with the dictionary and weights of another."""
+    torch.manual_seed(config.seed)
+    start = config.training.start_from
+    if start is None:
+        return SparseDenoiser(config.model, data.dictionary_of(config, scenes, run))
+    given = load_model(start)
+    if given.bands != scenes[0].shape[0]:
+        raise ConfigError(
+            f"training.start_from: {start} has {given.bands} bands, the scenes have {scenes[0].shape[0]}"
+        )
+    model = SparseDenoiser(config.model, given.get_buffer("dictionary"))
+    try:
+        model.prior.load_state_dict(given.prior.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"training.start_from: the prior of {start} has another architecture than model.prior: {error}"
+        ) from error
+    if given.settings.map != "prior":
+        model.log_b.data.copy_(given.log_b)
+    return model
