@@ -161,7 +161,7 @@ def _ingest_one(archive: Archive, source: Source, options: IngestOptions, overwr
     selection = Selection(options.variable, options.axes)
     with _spool(archive, source.name) as spool, open_raw(source, selection, spool) as raw:
         kept = _kept_bands(raw.shape[0], options.skip_bands)
-        seen = scan(raw, kept, windows_of(raw))
+        seen = scan(raw, kept, windows_of(raw, len(kept)))
         full_scale, full_scale_from = _full_scale(raw, seen, options.scale)
         header = SceneHeader(
             shape=(len(kept), *raw.shape[1:]),
@@ -203,7 +203,7 @@ def _compare(archive: Archive, source: Source, digest: str, options: IngestOptio
 def _write(archive: Archive, name: str, header: SceneHeader, raw: RawScene, kept: NDArray[np.intp]) -> None:
     draft = archive.draft(name, header)
     try:
-        for window in windows_of(raw):
+        for window in windows_of(raw, len(kept)):
             values, masked = read_clean(raw, window, kept)
             draft.write(window, values.astype(header.dtype, copy=False))
             if header.has_mask:

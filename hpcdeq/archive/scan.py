@@ -27,11 +27,10 @@ class Scan:
     masked: int
 
 
-def windows_of(raw: RawScene) -> Iterator[Window]:
-    """Cut a scene into windows of whole shards, of about ``WINDOW_BYTES`` or one shard."""
+def windows_of(raw: RawScene, kept: int) -> Iterator[Window]:
+    """Cut a scene into windows of whole shards, of ``WINDOW_BYTES`` or one shard, for ``kept`` bands to be stored."""
     bands, height, width = raw.shape
-    itemsize = min(raw.dtype.itemsize, 4)  # as stored
-    edge_y, edge_x = (layout.shard_edge(n, bands, itemsize) for n in (height, width))
+    edge_y, edge_x = (layout.shard_edge(n, kept) for n in (height, width))
     shards = max(1, WINDOW_BYTES // (bands * edge_y * edge_x * raw.dtype.itemsize))
     across = min(shards, -(-width // edge_x))
     down = max(1, shards // across)

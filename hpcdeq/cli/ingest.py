@@ -67,7 +67,8 @@ def _bands(text: str) -> tuple[int, ...]:
     bands: set[int] = set()
     for part in filter(None, text.replace(" ", "").split(",")):
         first, _, last = part.partition("-")
-        if not first.isdigit() or not (last or first).isdigit() or int(last or first) > 1 << 14:
+        numbers = first.isdigit() and (last or first).isdigit()
+        if not numbers or not int(first) <= int(last or first) < 1 << 14:
             raise ConfigError(
                 f"--skip-bands takes band numbers from 0 and ranges of them, such as 0,5-7; got {text!r}"
             )

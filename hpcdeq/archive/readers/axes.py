@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from numpy.typing import NDArray
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window
 
+_PIECE_BYTES = 16 << 20
 _CLEARLY = 2  # an axis is clearly the smallest if the others are at least this many times as long
 
 
@@ -73,3 +76,33 @@ def cut(array: Any, axes: str, window: Window) -> NDArray[Any]:
     index = {"b": slice(None), "y": rows, "x": columns}
     values = np.asarray(array[tuple(index[a] for a in axes)])
     return np.array(values.transpose([axes.index(a) for a in "byx"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class FlatFile:
+    """An array that lies uncompressed in a file, its last axis running fastest."""
+
+    path: Path
+    dtype: np.dtype[Any]
+    offset: int
+    shape: tuple[int, ...]
+    axes: str
+
+    def read(self, window: Window) -> NDArray[Any]:
+        """Read a window (band, y, x) in the machine's byte order.
+
+        The file is mapped anew for every few slabs along its first axis: pages of a mapping that is kept count as
+        memory in use, and the kernel maps up to 16 pages around each one that is touched.
+        """
+        rows, columns = window.slices
+        index = {"b": slice(0, self.shape[self.axes.index("b")]), "y": rows, "x": columns}
+        first, second, third = (index[a] for a in self.axes)
+        lengths = {a: s.stop - s.start for a, s in index.items()}
+        values = np.empty(tuple(lengths[a] for a in "byx"), self.dtype.newbyteorder("="))
+        turned = values.transpose(["byx".index(a) for a in self.axes])
+        step = max(1, _PIECE_BYTES // max(1, self.shape[1] * self.shape[2] * self.dtype.itemsize))
+        for start in range(first.start, first.stop, step):
+            stop = min(start + step, first.stop)
+            mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+            turned[start - first.start : stop - first.start] = mapped[start:stop, second, third]
+        return values

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from hpcdeq.archive import layout
 from hpcdeq.errors import SceneError
@@ -82,6 +82,13 @@ class RawScene:
     """Further attributes of the stored scene, such as its map projection."""
 
 
+class Said(NamedTuple):
+    """Numbers as a file tells them."""
+
+    values: NDArray[Any]
+    units: str | None = None
+
+
 class Variable(NamedTuple):
     """An array in a file, as its error lines list it."""
 
@@ -146,60 +153,57 @@ def check_shape(shape: Sequence[int], itemsize: int) -> tuple[int, int, int]:
     return bands, height, width
 
 
-def in_nanometres(values: ArrayLike, units: str | None, bands: int) -> tuple[NDArray[np.float64] | None, str]:
-    """Convert wavelengths or widths to nm.
+class Spectral(NamedTuple):
+    """Where the bands of a scene lie, as far as its file tells."""
 
-    Returns
-    -------
-    values
-        (band,) in nm, or None where they cannot be used.
-    note
-        What was assumed or why they are not used; empty if all is plain.
-    """
-    array = np.asarray(values, np.float64).ravel()
-    if array.size != bands:
-        return None, f"{array.size} wavelengths for {bands} bands: not used"
-    if not (np.isfinite(array).all() and (array >= 0).all()):
-        return None, "wavelengths that are negative or not finite: not used"
-    said = (units or "").strip().lower()
-    if said in _UNITS:
-        return array * _UNITS[said], ""
-    if said not in ("", "unknown"):
-        return None, f"wavelengths in {units!r}, which is no length: not used"
-    if array.max() < 100.0:
-        return array * 1000.0, "wavelengths without units, all below 100: taken as micrometres"
-    return array, ""
+    wavelengths: NDArray[np.float64] | None
+    """(band,) in nm."""
+    fwhm: NDArray[np.float64] | None
+    """(band,) in nm."""
+    notes: tuple[str, ...]
+    """What was assumed, or why they are not used."""
 
 
-def wavelengths_among(
-    arrays: Mapping[str, tuple[NDArray[Any], str | None]], bands: int
-) -> tuple[NDArray[np.float64] | None, NDArray[np.float64] | None, list[str]]:
-    """Pick wavelengths and widths out of a file's small arrays, by their names.
+def spectral(bands: int, wavelengths: Said | None, fwhm: Said | None) -> Spectral:
+    """Convert wavelengths and widths to nm.
 
     Parameters
     ----------
-    arrays
-        Values and units by name; names may have a path before them.
     bands
-        Number of bands, which they must match.
-
-    Returns
-    -------
+        Number of bands, which both must match.
     wavelengths, fwhm
-        (band,) in nm, or None.
-    notes
-        What was assumed, or why they are not used.
+        Values and their units. Wavelengths without units that are all below 100 are micrometres; widths without
+        units are in those of the wavelengths.
     """
-    found: dict[str, NDArray[np.float64] | None] = {}
     notes: list[str] = []
-    for path, (values, units) in arrays.items():
-        name = path.rpartition("/")[2].lower()
-        kind = "wavelength" if name in WAVELENGTH_NAMES else "fwhm" if name == "fwhm" else None
-        if kind is None or found.get(kind) is not None or values.size != bands:
+    converted: dict[str, NDArray[np.float64] | None] = {}
+    unit_of_wavelengths = ""
+    for what, said in (("wavelengths", wavelengths), ("fwhm", fwhm)):
+        if said is None:
             continue
-        if name == "bands" and not units and values.min() < _SHORTEST_NM:
+        values, unit = said.values.astype(np.float64).ravel(), (said.units or "").strip().lower()
+        if values.size != bands or not (np.isfinite(values).all() and (values >= 0).all()):
+            notes.append(f"{what} not used: not one positive number for each of {bands} bands")
+            continue
+        if unit in ("", "unknown"):
+            unit = unit_of_wavelengths or ("um" if values.max() < _SHORTEST_NM else "nm")
+            if what == "wavelengths" and unit == "um":
+                notes.append("wavelengths without units, all below 100: taken as micrometres")
+        if unit not in _UNITS:
+            notes.append(f"{what} not used: in {said.units!r}, which is no length known here")
+            continue
+        unit_of_wavelengths = unit_of_wavelengths or unit
+        converted[what] = values * _UNITS[unit]
+    return Spectral(converted.get("wavelengths"), converted.get("fwhm"), tuple(notes))
+
+
+def spectral_among(arrays: Mapping[str, Said], bands: int) -> Spectral:
+    """Pick wavelengths and widths out of a file's small arrays by their names, before which there may be a path."""
+    found: dict[str, Said] = {}
+    for path, said in arrays.items():
+        name = path.rpartition("/")[2].lower()
+        if name == "bands" and not said.units and said.values.size and said.values.min() < _SHORTEST_NM:
             continue  # numbers of bands, not wavelengths
-        found[kind], note = in_nanometres(values, units, bands)
-        if note:
-            notes.append(f"{path}: {note}")
-    return found.get("wavelength"), found.get("fwhm"), notes
+        if said.values.size == bands:
+            found.setdefault("wavelengths" if name in WAVELENGTH_NAMES else name, said)
+    return spectral(bands, found.get("wavelengths"), found.get("fwhm"))

@@ -7,16 +7,14 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
-import spectral
-from numpy.typing import NDArray
+from spectral import settings
 from spectral.io import envi
 
-from hpcdeq.archive.readers.axes import cut
-from hpcdeq.archive.readers.base import RawScene, Source, check_shape, in_nanometres
+from hpcdeq.archive.readers.axes import FlatFile
+from hpcdeq.archive.readers.base import RawScene, Said, Source, check_shape, spectral
 from hpcdeq.errors import SceneError
-from hpcdeq.tiling import Window
 
-spectral.settings.envi_support_nonlowercase_params = True  # else SPy warns of them; we fold them ourselves
+settings.envi_support_nonlowercase_params = True  # else SPy warns of them; we fold them ourselves
 _AXES = {"bil": "ybx", "bip": "yxb", "bsq": "byx"}
 
 
@@ -54,23 +52,21 @@ def open_envi(source: Source) -> Iterator[RawScene]:
     order = _AXES[interleave]
     stored = tuple({"b": bands, "y": height, "x": width}[a] for a in order)
 
-    def read(window: Window) -> NDArray[Any]:
-        # Mapped anew for every window: pages of a mapping that is kept count as memory in use.
-        return cut(np.memmap(data, dtype, "r", offset, stored), order, window)
-
-    wavelengths, wavelength_notes = _widths(header, "wavelength", bands)
-    fwhm, fwhm_notes = _widths(header, "fwhm", bands)
+    try:
+        told = spectral(bands, _said(header, "wavelength"), _said(header, "fwhm"))
+    except ValueError as error:
+        raise SceneError(f"ENVI header holds wavelengths or widths that are no numbers: {error}") from error
     yield RawScene(
         format=f"ENVI {interleave.upper()}",
         shape=shape,
         dtype=dtype,
-        read=read,
-        wavelengths=wavelengths,
-        fwhm=fwhm,
+        read=FlatFile(path=data, dtype=dtype, offset=offset, shape=stored, axes=order).read,
+        wavelengths=told.wavelengths,
+        fwhm=told.fwhm,
         full_scale=_number(header, "reflectance scale factor"),
         full_scale_from="ENVI reflectance scale factor",
         ignore_value=_number(header, "data ignore value"),
-        notes=(*wavelength_notes, *fwhm_notes),
+        notes=told.notes,
     )
 
 
@@ -94,18 +90,10 @@ def _dtype(header: dict[str, Any]) -> np.dtype[Any]:
     return np.dtype(dtype.newbyteorder(order))
 
 
-def _widths(
-    header: dict[str, Any], key: str, bands: int
-) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
-    """Return the wavelengths or widths in nm, and notes on them."""
+def _said(header: dict[str, Any], key: str) -> Said | None:
     if key not in header:
-        return None, ()
-    try:
-        said = [float(v) for v in _list(header[key]) if v]
-    except ValueError as error:
-        return None, (f"{key}: not used: {error}",)
-    nm, note = in_nanometres(said, header.get("wavelength units"), bands)
-    return nm, (f"{key}: {note}",) if note else ()
+        return None
+    return Said(np.array([float(v) for v in _list(header[key]) if v]), header.get("wavelength units"))
 
 
 def _list(value: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdeq.archive.readers.base import RawScene, Source, check_shape, in_nanometres
+from hpcdeq.archive.readers.base import RawScene, Said, Source, Spectral, check_shape, spectral
 from hpcdeq.errors import MissingExtraError, SceneError
 from hpcdeq.tiling import Window
 
@@ -56,32 +56,31 @@ def open_geotiff(source: Source) -> Iterator[RawScene]:
             except RasterioIOError as error:
                 raise SceneError(damaged.format(error)) from error
 
-        wavelengths, notes = _wavelengths(image)
+        told = _spectral(image)
         yield RawScene(
             format="GeoTIFF",
             shape=shape,
             dtype=dtype,
             read=read,
-            wavelengths=wavelengths,
+            wavelengths=told.wavelengths,
             ignore_value=None if image.nodata is None else float(image.nodata),
-            notes=notes,
+            notes=told.notes,
             attributes=_projection(image),
         )
 
 
-def _wavelengths(image: Any) -> tuple[NDArray[np.float64] | None, tuple[str, ...]]:
+def _spectral(image: Any) -> Spectral:
     """Read GDAL's own tag (micrometres), or the pair that its ENVI driver leaves behind."""
     bands = range(1, image.count + 1)
     own = [image.tags(b, ns="IMAGERY").get("CENTRAL_WAVELENGTH_UM") for b in bands]
     tagged = [image.tags(b).get("wavelength") for b in bands]
     values, units = (own, "um") if all(own) else (tagged, image.tags(1).get("wavelength_units"))
     if not all(values):
-        return None, ()
+        return Spectral(None, None, ())
     try:
-        nm, note = in_nanometres([float(str(v)) for v in values], units, image.count)
+        return spectral(image.count, Said(np.array([float(str(v)) for v in values]), units), None)
     except ValueError as error:
-        return None, (f"wavelengths cannot be read: {error}",)
-    return nm, (note,) if note else ()
+        return Spectral(None, None, (f"wavelengths not used: {error}",))
 
 
 def _projection(image: Any) -> dict[str, Any]:

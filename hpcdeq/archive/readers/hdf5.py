@@ -15,12 +15,13 @@ from hpcdeq.archive.readers.axes import cut, find_axes, shape_of
 from hpcdeq.archive.readers.base import (
     WAVELENGTH_NAMES,
     RawScene,
+    Said,
     Selection,
     Source,
     Variable,
     check_shape,
     choose,
-    wavelengths_among,
+    spectral_among,
 )
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window
@@ -67,14 +68,17 @@ def _scene(
     data = arrays[name]
     _check_storage(data)
     small = {n: a for n, a in arrays.items() if a.dtype.kind in "uif" and a.size == max(a.shape, default=0)}
-    told = [a.size for n, a in small.items() if n.rpartition("/")[2].lower() in WAVELENGTH_NAMES]
+    counts = [a.size for n, a in small.items() if n.rpartition("/")[2].lower() in WAVELENGTH_NAMES]
     if matlab:
-        stored = find_axes(data.shape[::-1], axes, usual="yxb", band_counts=told)[::-1]
+        stored = find_axes(data.shape[::-1], axes, usual="yxb", band_counts=counts)[::-1]
     else:
-        stored = axes or _named_axes(data) or find_axes(data.shape, None, band_counts=told)
+        stored = axes or _named_axes(data) or find_axes(data.shape, None, band_counts=counts)
     shape = check_shape(shape_of(data.shape, stored), data.dtype.itemsize)
-    spectral = {n: (a[...], _text(a.attrs.get("units"))) for n, a in small.items() if a.size == shape[0]}
-    wavelengths, fwhm, notes = wavelengths_among(spectral, shape[0])
+    told = spectral_among(
+        {n: Said(a[...], _text(a.attrs.get("units"))) for n, a in small.items() if a.size == shape[0]},
+        shape[0],
+    )
+    notes = list(told.notes)
     if _single(data, "add_offset") not in (None, 0.0):
         raise SceneError(
             f"{name} is packed with an add_offset, which an archive cannot hold; unpack it first"
@@ -88,8 +92,8 @@ def _scene(
         shape=shape,
         dtype=data.dtype,
         read=lambda window: _read(data, stored, window),
-        wavelengths=wavelengths,
-        fwhm=fwhm,
+        wavelengths=told.wavelengths,
+        fwhm=told.fwhm,
         ignore_value=_single(data, "missing_value") if fill is None else fill,
         notes=tuple(notes),
     )
@@ -107,22 +111,25 @@ def _read(data: h5py.Dataset, axes: str, window: Window) -> NDArray[Any]:
 
 def _arrays(file: h5py.File) -> dict[str, h5py.Dataset]:
     """All arrays of a file by their names. A file that makes HDF5 open others is refused as a whole."""
-    arrays: dict[str, h5py.Dataset] = {}
+    links: dict[str, Any] = {}
 
     def visit(name: str, link: Any) -> None:
+        links[name] = link  # an exception in here would come out of h5py as another
+
+    file.visititems_links(visit)
+    arrays: dict[str, h5py.Dataset] = {}
+    for name, link in links.items():
         if isinstance(link, h5py.ExternalLink):
             raise SceneError(
                 f"{name} is a link to another file ({link.filename}), never followed; copy the data in"
             )
         if not isinstance(link, h5py.HardLink) or name.startswith("#"):
-            return
+            continue
         item = file[name]
         if isinstance(item, h5py.Dataset):
             if item.is_virtual or item.external:
                 raise SceneError(f"{name} keeps its data in other files, never opened; copy the data in")
             arrays[name] = item
-
-    file.visititems_links(visit)
     return arrays
 
 

@@ -14,12 +14,13 @@ from hpcdeq.archive.readers.axes import cut, find_axes, shape_of
 from hpcdeq.archive.readers.base import (
     WAVELENGTH_NAMES,
     RawScene,
+    Said,
     Selection,
     Source,
     Variable,
     check_shape,
     choose,
-    wavelengths_among,
+    spectral_among,
 )
 from hpcdeq.errors import SceneError
 
@@ -61,14 +62,14 @@ def open_matlab5(source: Source, selection: Selection) -> Iterator[RawScene]:
         raise SceneError(
             f"variable {name!r} holds {data.dtype} values; a scene holds integers or real numbers"
         )
-    told = [a.size for n, a in small.items() if n.lower() in WAVELENGTH_NAMES]
+    counts = [a.size for n, a in small.items() if n.lower() in WAVELENGTH_NAMES]
     if data.ndim == 3:
-        axes = find_axes(data.shape, selection.axes, usual="yxb", band_counts=told)
+        axes = find_axes(data.shape, selection.axes, usual="yxb", band_counts=counts)
     else:
         assert size is not None, "a 2-D array is a candidate only where the size is told"
         data, axes = _unflatten(data, *size)
     shape = check_shape(shape_of(data.shape, axes), data.dtype.itemsize)
-    wavelengths, fwhm, notes = wavelengths_among({n: (a, None) for n, a in small.items()}, shape[0])
+    told = spectral_among({n: Said(a) for n, a in small.items()}, shape[0])
     full_scale = _scalar(small, "maxValue")
     yield RawScene(
         format="MATLAB v5",
@@ -76,11 +77,11 @@ def open_matlab5(source: Source, selection: Selection) -> Iterator[RawScene]:
         shape=shape,
         dtype=data.dtype,
         read=lambda window: cut(data, axes, window),
-        wavelengths=wavelengths,
-        fwhm=fwhm,
+        wavelengths=told.wavelengths,
+        fwhm=told.fwhm,
         full_scale=full_scale,
         full_scale_from="maxValue in the file",
-        notes=tuple(notes),
+        notes=told.notes,
     )
 
 

@@ -14,19 +14,19 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from hpcdeq.archive import layout
-from hpcdeq.archive.readers.axes import cut, find_axes, shape_of
+from hpcdeq.archive.readers.axes import FlatFile, find_axes, shape_of
 from hpcdeq.archive.readers.base import (
     WAVELENGTH_NAMES,
     RawScene,
+    Said,
     Selection,
     Source,
     Variable,
     check_shape,
     choose,
-    wavelengths_among,
+    spectral_among,
 )
 from hpcdeq.errors import SceneError
-from hpcdeq.tiling import Window
 
 
 class _Header(NamedTuple):
@@ -99,9 +99,9 @@ def open_npz(source: Source, selection: Selection, spool: Path) -> Iterator[RawS
                 for n, h in headers.items()
                 if len(h.shape) == 1 and h.dtype.kind in "uif" and 0 < h.shape[0] <= layout.MAX_BANDS
             }
-            told = [a.size for n, a in small.items() if n.lower() in WAVELENGTH_NAMES]
+            counts = [a.size for n, a in small.items() if n.lower() in WAVELENGTH_NAMES]
             header = headers[name]
-            axes = find_axes(header.shape, selection.axes, band_counts=told)
+            axes = find_axes(header.shape, selection.axes, band_counts=counts)
             unpacked = spool / "array.npy"
             _unpack(archive, name, header, unpacked)
     except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
@@ -115,22 +115,21 @@ def _scene(
     kind: str, name: str | None, file: Path, header: _Header, axes: str, small: dict[str, NDArray[Any]]
 ) -> RawScene:
     shape = check_shape(shape_of(header.shape, axes), header.dtype.itemsize)
-    wavelengths, fwhm, notes = wavelengths_among({n: (a, None) for n, a in small.items()}, shape[0])
+    told = spectral_among({n: Said(a) for n, a in small.items()}, shape[0])
 
-    def read(window: Window) -> NDArray[Any]:
-        # Mapped anew for every window: pages of a mapping that is kept count as memory in use.
-        order: Any = "F" if header.fortran else "C"
-        return cut(np.memmap(file, header.dtype, "r", header.offset, header.shape, order), axes, window)
-
+    turn = -1 if header.fortran else 1  # columns first is rows first with the axes reversed
+    flat = FlatFile(
+        path=file, dtype=header.dtype, offset=header.offset, shape=header.shape[::turn], axes=axes[::turn]
+    )
     return RawScene(
         format=kind,
         variable=name,
         shape=shape,
         dtype=header.dtype,
-        read=read,
-        wavelengths=wavelengths,
-        fwhm=fwhm,
-        notes=tuple(notes),
+        read=flat.read,
+        wavelengths=told.wavelengths,
+        fwhm=told.fwhm,
+        notes=told.notes,
     )
 
 

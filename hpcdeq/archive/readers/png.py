@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from hpcdeq.archive.readers.axes import FlatFile
 from hpcdeq.archive.readers.base import RawScene, Source, check_shape
 from hpcdeq.errors import MissingExtraError, SceneError
-from hpcdeq.tiling import Window
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
 _MAX_PIXELS = 1 << 28  # one band is decoded at once, whatever its header claims
@@ -61,16 +61,12 @@ def open_png(source: Source, spool: Path) -> Iterator[RawScene]:
                 )
             file.write(_decode(path).tobytes())
 
-    def read(window: Window) -> NDArray[Any]:
-        # Mapped anew for every window: pages of a mapping that is kept count as memory in use.
-        return np.array(np.memmap(raw, dtype, "r", shape=shape)[(slice(None), *window.slices)])
-
     cave = len(source.files) == _CAVE_BANDS
     yield RawScene(
         format="PNG band folder",
         shape=shape,
         dtype=dtype,
-        read=read,
+        read=FlatFile(path=raw, dtype=dtype, offset=0, shape=shape, axes="byx").read,
         wavelengths=np.arange(_CAVE_BANDS, dtype=np.float64) * _CAVE_STEP_NM + _CAVE_FIRST_NM
         if cave
         else None,
