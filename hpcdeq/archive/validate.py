@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcdeq.archive.layout import CHUNK
+from hpcdeq.archive.layout import CHUNK, VALID_MASK
 from hpcdeq.archive.store import Archive, Scene, crc32c_of
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window, partition
@@ -41,6 +41,8 @@ def validate(archive: Archive) -> Iterator[tuple[str, list[Problem]]]:
             yield name, list(check_scene(archive[name]))
         except SceneError as error:
             yield name, [Problem(name, str(error).removeprefix(f"scene {name}: "))]
+        except Exception as error:  # codecs raise whatever they like
+            yield name, [Problem(name, f"cannot be read ({type(error).__name__}: {error}); ingest it again")]
 
 
 def check_scene(scene: Scene) -> Iterator[Problem]:
@@ -72,6 +74,11 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
             continue
         stored = int(sums[window.y0 // edge_y, window.x0 // edge_x])
         found = crc32c_of(file)
+        mask = scene.path / VALID_MASK / "c" / str(window.y0 // edge_y) / str(window.x0 // edge_x)
+        if scene.has_mask and not mask.is_file():  # Zarr would read it as all masked
+            yield Problem(
+                scene.name, f"{mask.relative_to(scene.path)} is missing; ingest the scene again", window
+            )
         chunks = list(_check_chunks(scene, window))
         yield from chunks
         if found != stored and not chunks:
@@ -83,8 +90,11 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
 
 def _check_coordinates(scene: Scene) -> Iterator[Problem]:
     for name, values in (("wavelength", scene.wavelengths), ("fwhm", scene.fwhm)):
-        if values is not None and not (values.shape == scene.shape[:1] and np.isfinite(values).all()):
-            yield Problem(scene.name, f"{name} is not one finite number a band; ingest the scene again")
+        # Zeros throughout are what Zarr reads where the file is lost.
+        if values is not None and not (
+            values.shape == scene.shape[:1] and np.isfinite(values).all() and values.any()
+        ):
+            yield Problem(scene.name, f"{name} is not one number in nm a band; ingest the scene again")
 
 
 def _check_chunks(scene: Scene, shard: Window) -> Iterator[Problem]:

@@ -42,7 +42,9 @@ def sniff(path: Path) -> str | None:
         return "geotiff"
     if head.startswith(b"PK\x03\x04"):
         return "npz" if _holds_arrays(path) else None
-    magics = {"png": PNG_MAGIC, "npy": b"\x93NUMPY", "envi": b"ENVI", "netcdf3": b"CDF"}
+    if head.split(b"\n", 1)[0].strip() == b"ENVI":
+        return "envi"
+    magics = {"png": PNG_MAGIC, "npy": b"\x93NUMPY", "netcdf3": b"CDF"}
     return next((kind for kind, magic in magics.items() if head.startswith(magic)), None)
 
 
@@ -70,7 +72,7 @@ def find(raw: Iterable[Path], skip: Iterable[Path] = ()) -> Finding:
     for path in raw:
         try:
             if path.is_dir():
-                for folder, files in _walk(path, skipped):
+                for folder, files in _walk(path, skipped, finding):
                     _search(folder, files, finding)
             elif path.is_file():
                 _file(path, finding)
@@ -89,8 +91,11 @@ def find(raw: Iterable[Path], skip: Iterable[Path] = ()) -> Finding:
     return finding
 
 
-def _walk(root: Path, skipped: set[Path]) -> Iterator[tuple[Path, list[Path]]]:
-    for folder, folders, files in os.walk(root.resolve()):
+def _walk(root: Path, skipped: set[Path], finding: Finding) -> Iterator[tuple[Path, list[Path]]]:
+    def unreadable(error: OSError) -> None:
+        finding.errors.append((Path(error.filename).name, f"folder cannot be read: {error}"))
+
+    for folder, folders, files in os.walk(root.resolve(), onerror=unreadable):
         here = Path(folder)
         if here in skipped or "zarr.json" in files:
             folders.clear()
@@ -101,7 +106,13 @@ def _walk(root: Path, skipped: set[Path]) -> Iterator[tuple[Path, list[Path]]]:
 
 def _search(folder: Path, files: list[Path], finding: Finding) -> None:
     """Add the scenes of one folder, and a note on what is none."""
-    kinds = {f: sniff(f) for f in files if f.is_file()}
+    kinds: dict[Path, str | None] = {}
+    for path in files:
+        try:
+            if path.is_file():
+                kinds[path] = sniff(path)
+        except OSError as error:
+            finding.errors.append((path.stem, f"cannot be read: {error}"))
     claimed: set[Path] = set()
     bands = sorted(
         (f for f, kind in kinds.items() if _is_png(f, kind) and band_number(f) is not None),

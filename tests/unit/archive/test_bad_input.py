@@ -373,3 +373,26 @@ def test_archives_are_never_searched_for_raw_scenes(raw, hpcdeq, tmp_path):
     assert [s.name for s in find([raw]).sources] == ["good"]
     ran = hpcdeq("ingest", raw, "--archive", raw / "A")
     assert ran.out.splitlines() == ["skipped good: already there, from the same bytes with the same options"]
+
+
+def test_a_file_that_cannot_be_read_does_not_end_the_search(raw, hpcdeq, tmp_path, monkeypatch):
+    rawfiles.png_folder(raw / "good", GOOD)
+    (raw / "a.mat").write_bytes(b"locked")
+    honest = sys.modules["hpcdeq.archive.readers.find"].sniff
+
+    def sniff(path):
+        if path.name == "a.mat":
+            raise PermissionError(13, "Permission denied", str(path))
+        return honest(path)
+
+    monkeypatch.setattr(sys.modules["hpcdeq.archive.readers.find"], "sniff", sniff)
+    ran = hpcdeq("ingest", raw, "--archive", tmp_path / "A")
+    assert ran.code == 3
+    assert "failed a: cannot be read: [Errno 13] Permission denied" in ran.err
+    assert "ingested good" in ran.out
+
+
+def test_a_text_that_begins_with_envi_is_no_header(raw, hpcdeq, tmp_path):
+    rawfiles.png_folder(raw / "good", GOOD)
+    (raw / "README").write_text("ENVIRONMENT: camera room 3")
+    assert hpcdeq("ingest", raw, "--archive", tmp_path / "A").code == 0

@@ -106,3 +106,32 @@ def test_a_scene_that_cannot_be_opened_does_not_end_the_others(archive, hpcdeq, 
     assert ran.code == 3
     assert ran.out.splitlines()[0].startswith("scene bad: ")
     assert "ok good" in ran.out
+
+
+@pytest.mark.parametrize(
+    ("lost", "line"),
+    [
+        ("valid_mask/c/0/0", "valid_mask/c/0/0 is missing"),
+        ("wavelength/c/0", "wavelength is not one number in nm a band"),
+    ],
+)
+def test_lost_files_that_zarr_reads_as_zeros(raw, tmp_path, hpcdeq, lost, line):
+    values = rawfiles.cube()
+    values[:, 0, 0] = 7
+    nm = "{400, 410, 420, 430, 440}"
+    rawfiles.envi(raw / "s.img", values, data_ignore_value=7, wavelength=nm, wavelength_units="nm")
+    hpcdeq("ingest", raw, "--archive", tmp_path / "A")
+    assert hpcdeq("validate", tmp_path / "A").code == 0
+    (tmp_path / "A" / "s" / lost).unlink()
+    ran = hpcdeq("validate", tmp_path / "A")
+    assert (ran.code, line in ran.out) == (3, True), ran.out
+
+
+def test_damaged_wavelengths_are_one_line(raw, tmp_path, hpcdeq, archive):
+    np.savez(raw / "s.npz", cube=rawfiles.cube(), wavelength=np.arange(400.0, 450, 10))
+    assert hpcdeq("ingest", raw / "s.npz", "--archive", archive.path).code == 0
+    (archive.path / "s" / "wavelength" / "c" / "0").write_bytes(b"garbage")
+    ran = hpcdeq("validate", archive.path)
+    assert ran.code == 3
+    assert "scene s: cannot be read" in ran.out
+    assert "ok good" in ran.out
