@@ -79,13 +79,11 @@ class CnnPrior(nn.Module):
     def forward(self, x: Tensor, weights: list[Tensor] | None = None) -> Tensor:
         """Denoise blocks ``x (block, band, y, x)`` in [0, 1] with kernels from `weights`."""
         kernels = self.weights() if weights is None else weights
-        layers = self._layers()
-        hidden = x
-        for i, (layer, kernel) in enumerate(zip(layers, kernels, strict=True)):
-            hidden = F.conv2d(hidden, kernel, layer.bias, padding=layer.padding)
-            if i < len(layers) - 1:
-                hidden = F.relu(hidden)
-        return x - hidden if self.settings.residual else hidden
+        if x.device.type == "cpu" and not torch.is_grad_enabled():
+            # The library behind chooses its kernel by the shape of the whole batch, so that a block would get other
+            # last bits with other batch mates; one at a time it cannot.
+            return torch.cat([self._denoise(block, kernels) for block in x.split(1)])
+        return self._denoise(x, kernels)
 
     @torch.no_grad()
     def advance_power_iteration(self, steps: int = 1) -> None:
@@ -99,6 +97,15 @@ class CnnPrior(nn.Module):
                 vector = self._transpose_times(layer.weight, image)
                 vector = vector / torch.linalg.vector_norm(vector).clamp_min(1e-12)
             self._power(i).copy_(vector)
+
+    def _denoise(self, x: Tensor, kernels: list[Tensor]) -> Tensor:
+        layers = self._layers()
+        hidden = x
+        for i, (layer, kernel) in enumerate(zip(layers, kernels, strict=True)):
+            hidden = F.conv2d(hidden, kernel, layer.bias, padding=layer.padding)
+            if i < len(layers) - 1:
+                hidden = F.relu(hidden)
+        return x - hidden if self.settings.residual else hidden
 
     def _layers(self) -> list[nn.Conv2d]:
         return [layer for layer in self.convolutions if isinstance(layer, nn.Conv2d)]

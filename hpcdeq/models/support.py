@@ -10,6 +10,8 @@ from torch import Tensor
 
 from hpcdeq.sparse import batch_omp
 
+_DEPENDENT = 1e-6  # length of what is left of a unit-norm atom that lies in the span of others
+
 
 @dataclass(frozen=True, kw_only=True)
 class SupportSettings:
@@ -32,6 +34,20 @@ def support_basis(noisy: Tensor, dictionary: Tensor, settings: SupportSettings) 
     """Orthonormal basis Q ``(block, band, |S|)`` of span(D_S) for each noisy block ``(block, band, y, x)``."""
     centroid = noisy.mean(dim=(2, 3))
     support = batch_omp(centroid, dictionary, settings.size).support
-    atoms = dictionary.T[support].transpose(1, 2)
-    basis: Tensor = torch.linalg.qr(atoms).Q
-    return basis
+    return _orthonormalise(dictionary.T[support].double()).transpose(1, 2).to(dictionary.dtype)
+
+
+def _orthonormalise(atoms: Tensor) -> Tensor:
+    """Gram-Schmidt, twice, of the rows of ``atoms (block, |S|, band)``; a row that depends on those before it becomes 0.
+
+    Not `torch.linalg.qr`: its last bits change with the place of a block in its batch.
+    """
+    rows: list[Tensor] = []
+    for atom in atoms.unbind(1):
+        rest = atom
+        for _ in range(2):
+            for row in rows:
+                rest = rest - (rest * row).sum(1, keepdim=True) * row
+        length = torch.linalg.vector_norm(rest, dim=1, keepdim=True)
+        rows.append(torch.where(length > _DEPENDENT, rest / length.clamp_min(_DEPENDENT), 0.0))
+    return torch.stack(rows, dim=1)

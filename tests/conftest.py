@@ -1,0 +1,65 @@
+"""Settings for all tests, and the scenes they share."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from hpcdeq.archive import Archive, SceneHeader, open_archive
+
+# A busy machine is no bug, and a test that fails must fail again.
+settings.register_profile("hpcdeq", deadline=None, derandomize=True, max_examples=40)
+settings.load_profile("hpcdeq")
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """Folder with real scenes, named by HPCDEQ_DATA."""
+    folder = os.environ.get("HPCDEQ_DATA")
+    if not folder:
+        pytest.skip("HPCDEQ_DATA is not set: no real scenes")
+    return Path(folder).resolve()
+
+
+def smooth_scene(seed: int, bands: int, height: int, width: int) -> np.ndarray:
+    """A scene in [0, 1] with smooth spectra and some edges, float32 (band, y, x)."""
+    rng = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width] / 64.0
+    abundances = np.stack([np.sin(a * y + b * x + c) for a, b, c in rng.uniform(0.5, 3, (3, 3))])
+    abundances += np.stack([(np.sin(a * y) * np.sin(a * x) > 0.3) for a in rng.uniform(1, 4, 3)])
+    spectra = np.stack([np.sin(np.linspace(p, p + q, bands)) for p, q in rng.uniform(0, 3, (3, 2))])
+    scene = np.tensordot(spectra.T, abundances, axes=1)
+    scene = (scene - scene.min()) / (scene.max() - scene.min())
+    return scene.astype(np.float32)
+
+
+def add_scene(archive: Archive, name: str, values: np.ndarray, valid: np.ndarray | None = None) -> None:
+    """Put (band, y, x) values in [0, 1] into an archive, as uint16."""
+    header = SceneHeader(
+        shape=values.shape,
+        dtype=np.dtype(np.uint16),
+        scale_factor=1 / 65535,
+        wavelengths=np.linspace(400, 700, values.shape[0]),
+        has_mask=valid is not None,
+        attributes={"source": name},
+    )
+    draft = archive.draft(name, header)
+    stored = np.round(values * 65535).astype(np.uint16)
+    for window in draft.scene.shards():
+        draft.write(window, stored[(slice(None), *window.slices)])
+        if valid is not None:
+            draft.write_mask(window, valid[window.slices])
+    draft.publish()
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Archive:
+    """Three small scenes of 7 bands, of different sizes."""
+    archive = open_archive(tmp_path / "clean.zarr", create=True)
+    for i, (height, width) in enumerate([(400, 140), (70, 90), (131, 65)]):
+        add_scene(archive, f"scene{i}", smooth_scene(i, 7, height, width))
+    return archive

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tests.conftest import add_scene, smooth_scene
+
+from hpcdeq.archive import Archive, open_archive
+from hpcdeq.errors import ConfigError
+from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array
+from hpcdeq.inference.tiles import denoise_window, prepare
+from hpcdeq.models import ModelSettings, PriorSettings, SparseDenoiser, SupportSettings, load_model, save_model
+from hpcdeq.solvers import Picard
+from hpcdeq.tiling import Window, partition
+
+SETTINGS = DenoiseSettings(device="cpu")
+
+
+def small_model(**changes: object) -> SparseDenoiser:
+    torch.manual_seed(0)
+    settings = ModelSettings(
+        block=24,
+        prior=PriorSettings(layers=2, filters=6),
+        support=SupportSettings(size=3),
+        solver=Picard(iterations=3, tolerance=0),
+    )
+    atoms = torch.rand(7, 20)
+    return SparseDenoiser(settings, atoms / torch.linalg.vector_norm(atoms, dim=0)).eval()
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Path:
+    save_model(small_model(), tmp_path / "model", {})
+    return tmp_path / "model"
+
+
+@pytest.mark.parametrize("overlap", [0, 8, None])
+@pytest.mark.parametrize("shape", [(50, 70), (24, 24), (10, 80), (5, 7), (25, 49)])
+def test_the_result_does_not_depend_on_how_the_work_is_cut(shape: tuple[int, int], overlap: int | None) -> None:
+    noisy = smooth_scene(0, 7, *shape)
+    extent = Window(0, shape[0], 0, shape[1])
+    whole = denoise_array(small_model(), noisy, DenoiseSettings(device="cpu", overlap=overlap))
+    assert whole.shape == noisy.shape
+    assert np.isfinite(whole).all()
+    for batch, step in [(1, 13), (3, 30), (7, 70)]:
+        settings = DenoiseSettings(device="cpu", overlap=overlap, batch=batch)
+        model = prepare(small_model(), settings)
+        for window in partition(*shape, step, step):
+            part, _ = denoise_window(model, lambda w: noisy[(slice(None), *w.slices)], extent, window, settings)
+            assert np.array_equal(part, whole[(slice(None), *window.slices)])
+
+
+def test_without_overlap_a_scene_of_whole_blocks_is_the_model_on_its_blocks() -> None:
+    noisy = smooth_scene(1, 7, 48, 72)
+    denoised = denoise_array(small_model(), noisy, DenoiseSettings(device="cpu", overlap=0))
+    blocks = torch.from_numpy(np.stack([noisy[:, y : y + 24, x : x + 24] for y in (0, 24) for x in (0, 24, 48)]))
+    with torch.inference_mode():
+        expected = small_model()(blocks).estimate.numpy()
+    for i, (y, x) in enumerate([(y, x) for y in (0, 24) for x in (0, 24, 48)]):
+        assert np.array_equal(denoised[:, y : y + 24, x : x + 24], expected[i])
+
+
+def test_an_archive_is_denoised_as_its_arrays_are(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    report = denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
+    assert report.done == archive.names()
+    out = open_archive(tmp_path / "out.zarr")
+    for name in archive:
+        noisy, denoised = archive[name], out[name]
+        expected = denoise_array(load_model(model_folder), noisy.read(), SETTINGS)
+        assert np.array_equal(denoised.read(), expected)
+        np.testing.assert_array_equal(denoised.wavelengths, noisy.wavelengths)
+        assert denoised.attributes["source"] == name
+        assert denoised.shard_shape == noisy.shard_shape
+    again = denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
+    assert (again.done, again.skipped) == ([], archive.names())
+    assert not (tmp_path / "out.zarr.staging").exists()
+
+
+def test_masked_pixels_stay_masked(tmp_path: Path, model_folder: Path) -> None:
+    archive = open_archive(tmp_path / "masked.zarr", create=True)
+    valid = np.ones((80, 90), bool)
+    valid[10:20, 30:60] = False
+    add_scene(archive, "s", smooth_scene(0, 7, 80, 90), valid)
+    denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
+    scene = open_archive(tmp_path / "out.zarr")["s"]
+    assert np.array_equal(scene.valid_mask(), valid)
+    assert (scene.read()[:, ~valid] == 0).all()
+
+
+def test_a_killed_run_goes_on_and_never_shows_half_a_scene(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    monkeypatch.setattr(bulk, "_UNIT_SHARDS", 1)
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
+    calls: list[Window] = []
+    original = bulk.denoise_window
+
+    def counted(*args: object) -> object:
+        calls.append(args[3])  # type: ignore[arg-type]
+        if len(calls) == 2:
+            raise Killed
+        return original(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(bulk, "denoise_window", counted)
+    with pytest.raises(Killed):
+        denoise_archive(archive, model_folder, tmp_path / "cut.zarr", SETTINGS)
+    assert open_archive(tmp_path / "cut.zarr").names() == []
+    denoise_archive(archive, model_folder, tmp_path / "cut.zarr", SETTINGS)
+    # Two units of the first scene: one was finished before the kill, and is not computed again.
+    assert len(calls) == len(set(calls)) + calls.count(calls[1]) - 1
+    whole, cut = open_archive(tmp_path / "whole.zarr"), open_archive(tmp_path / "cut.zarr")
+    assert all(np.array_equal(whole[n].shard_checksums, cut[n].shard_checksums) for n in archive)
+
+
+def test_a_finished_unit_whose_shard_is_lost_is_computed_again(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    first = {n: open_archive(out)[n].content_sha256 for n in archive}
+    scene = open_archive(out)["scene0"]
+    draft = open_archive(out).shared_draft("scene0", scene.header(), scene.attributes[bulk.FINGERPRINT])
+    (out / "scene0").rename(tmp_path / "gone")
+    assert draft.path.is_dir()  # the ledger says all is done, but the draft is empty
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    assert {n: open_archive(out)[n].content_sha256 for n in archive} == first
+
+
+def test_other_settings_recompute(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    report = denoise_archive(archive, model_folder, out, DenoiseSettings(device="cpu", iterations=1))
+    assert report.done == archive.names()
+    report = denoise_archive(archive, model_folder, out, DenoiseSettings(device="cpu", iterations=1), overwrite=True)
+    assert report.done == archive.names()
+
+
+def test_a_bad_scene_is_named_and_the_others_are_finished(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    add_scene(archive, "other", smooth_scene(0, 5, 70, 70))
+    damaged = archive["scene1"].shard_path(next(archive["scene1"].shards()))
+    content = bytearray(damaged.read_bytes())
+    content[100] ^= 1
+    damaged.write_bytes(content)
+    report = denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
+    assert report.done == ["scene0", "scene2"]
+    assert "5 bands, but the model knows 7" in report.failed["other"]
+    assert "scene1: cannot read rows" in report.failed["scene1"]
+    assert open_archive(tmp_path / "out.zarr").names() == ["scene0", "scene2"]
+
+
+def test_wrong_settings_are_refused(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="is the archive that is read"):
+        denoise_archive(archive, model_folder, archive.path, SETTINGS)
+    with pytest.raises(ConfigError, match="below the model's block of 24 pixels, got 24"):
+        denoise_archive(archive, model_folder, tmp_path / "o", DenoiseSettings(overlap=24))
+    with pytest.raises(ConfigError, match="batch must be at least 1"):
+        DenoiseSettings(batch=0)
+    with pytest.raises(ConfigError, match="iterations must be at least 1"):
+        denoise_archive(archive, model_folder, tmp_path / "o", DenoiseSettings(iterations=0))
+    with pytest.raises(ConfigError, match="not one of auto, cpu, cuda"):
+        denoise_archive(archive, model_folder, tmp_path / "o", DenoiseSettings(device="tpux"))
+    with pytest.raises(ValueError, match="model's 7 bands"):
+        denoise_array(small_model(), np.zeros((3, 9, 9), np.float32), SETTINGS)

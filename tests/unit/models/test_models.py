@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from hpcdeq.errors import ModelFileError
+from hpcdeq.models import (
+    CnnPrior,
+    ModelSettings,
+    PriorSettings,
+    SparseDenoiser,
+    SupportSettings,
+    load_dictionary,
+    load_model,
+    save_dictionary,
+    save_model,
+)
+from hpcdeq.models.fast import FastMap
+from hpcdeq.models.support import support_basis
+from hpcdeq.solvers import Anderson, Implicit, Picard, Unrolled
+from hpcdeq.sparse import batch_omp
+
+BANDS, ATOMS = 9, 40
+
+
+def dictionary(dtype: torch.dtype = torch.float32) -> Tensor:
+    atoms = torch.randn(BANDS, ATOMS, generator=torch.Generator().manual_seed(1), dtype=dtype)
+    return atoms / torch.linalg.vector_norm(atoms, dim=0)
+
+
+def blocks(count: int = 5, size: int = 20, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.rand(count, BANDS, size, size, generator=torch.Generator().manual_seed(2), dtype=dtype)
+
+
+def small(**changes: object) -> ModelSettings:
+    base: dict[str, object] = {
+        "block": 20,
+        "prior": PriorSettings(layers=3, filters=8),
+        "support": SupportSettings(size=4),
+        "b": 2.0,
+    }
+    return ModelSettings(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def model(**changes: object) -> SparseDenoiser:
+    torch.manual_seed(3)
+    return SparseDenoiser(small(**changes), dictionary())
+
+
+@pytest.mark.parametrize("b", [0.05, 1.0, 30.0])
+def test_the_fast_map_is_equation_32_in_code_space(b: float) -> None:
+    """D_S G' with G' = ((1 + b) D_S^T D_S)^-1 D_S^T (Y + b N(D_S G)), literally."""
+    d, y = dictionary(torch.float64), blocks(dtype=torch.float64)
+    support = batch_omp(y.mean(dim=(2, 3)), d, 4).support
+    basis = support_basis(y, d, SupportSettings(size=4))
+
+    def prior(x: Tensor) -> Tensor:
+        return torch.sin(3 * x)
+
+    f = FastMap(y, basis, torch.tensor(b, dtype=torch.float64), prior)
+    x = f.start()
+    for i in range(y.shape[0]):
+        atoms = d[:, support[i]]
+        spectra = y[i].flatten(1)
+        codes = torch.linalg.solve(atoms.T @ atoms, atoms.T @ spectra)
+        torch.testing.assert_close((atoms @ codes).view_as(x[i]), x[i], rtol=1e-11, atol=1e-12)
+        right = atoms.T @ (spectra + b * prior(atoms @ codes))
+        literal = atoms @ torch.linalg.solve((1 + b) * atoms.T @ atoms, right)
+        torch.testing.assert_close(f(x)[i].flatten(1), literal, rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("solver", [Anderson(iterations=12), Picard(iterations=12)], ids=lambda s: s.kind)
+def test_bytes_do_not_depend_on_the_batch(solver: Anderson | Picard) -> None:
+    denoiser, noisy = model(solver=solver).eval(), blocks(7)
+    with torch.inference_mode():
+        together = denoiser(noisy).estimate
+        for size in (1, 2, 3):
+            parts = torch.cat([denoiser(part).estimate for part in noisy.split(size)])
+            assert torch.equal(parts, together)
+
+
+def test_deep_unrolling_and_equilibrium_have_the_same_gradient_at_convergence() -> None:
+    noisy = blocks(2, 12).double()
+    gradients = []
+    solver = Picard(iterations=300, tolerance=0)
+    for adjoint in (Unrolled(), Implicit(solver=solver)):
+        denoiser = model(solver=solver, adjoint=adjoint, b=1.0).double()
+        (denoiser(noisy).estimate ** 2).mean().backward()
+        gradients.append([p.grad for p in denoiser.parameters()])
+    for unrolled, implicit in zip(*gradients, strict=True):
+        torch.testing.assert_close(implicit, unrolled, rtol=1e-6, atol=1e-10)
+
+
+def test_the_residual_prior_is_the_identity_minus_the_cnn() -> None:
+    settings = PriorSettings(layers=2, filters=4)
+    direct = CnnPrior(BANDS, PriorSettings(layers=2, filters=4, residual=False))
+    residual = CnnPrior(BANDS, settings)
+    residual.load_state_dict(direct.state_dict())
+    x = blocks(1)
+    torch.testing.assert_close(residual(x), x - direct(x))
+
+
+def test_kernel_norm_bounds_the_reshaped_kernel_only() -> None:
+    prior = CnnPrior(BANDS, PriorSettings(layers=2, filters=8, norm="kernel"))
+    prior.advance_power_iteration(200)
+    for kernel in prior.weights():
+        assert torch.linalg.matrix_norm(kernel.flatten(1), 2).item() == pytest.approx(1.0, abs=1e-4)
+    # A box kernel of reshaped norm 1 amplifies a constant image three times.
+    box = torch.full((1, 1, 3, 3), 1 / 3)
+    assert torch.nn.functional.conv2d(torch.ones(1, 1, 50, 50), box, padding=1).max().item() == pytest.approx(3.0)
+
+
+def test_conv_norm_bounds_the_convolution() -> None:
+    prior = CnnPrior(3, PriorSettings(layers=2, filters=4, norm="conv"))
+    prior.advance_power_iteration(300)
+    for kernel in prior.weights():
+        x = torch.randn(1, kernel.shape[1], 60, 60, generator=torch.Generator().manual_seed(0))
+        for _ in range(300):
+            x = torch.nn.functional.conv_transpose2d(torch.nn.functional.conv2d(x, kernel, padding=1), kernel, padding=1)
+            gain = torch.linalg.vector_norm(x)
+            x = x / gain
+        assert gain.sqrt().item() == pytest.approx(1.0, abs=5e-3)
+
+
+def test_weights_change_only_when_told() -> None:
+    denoiser = model().train()
+    before = {k: v.clone() for k, v in denoiser.state_dict().items()}
+    denoiser(blocks(2)).estimate.sum().backward()
+    assert all(torch.equal(v, before[k]) for k, v in denoiser.state_dict().items())
+
+
+def test_a_support_of_all_bands_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"below the number of bands \(9\).*got 9; set model.support.size"):
+        SparseDenoiser(small(support=SupportSettings(size=9)), dictionary())
+
+
+def test_a_model_file_gives_back_the_model(tmp_path: Path) -> None:
+    denoiser = model(solver=Picard(iterations=7), adjoint=Unrolled()).eval()
+    save_model(denoiser, tmp_path / "m", {"a": 1})
+    first = (tmp_path / "m/model.safetensors").read_bytes(), (tmp_path / "m/model.json").read_bytes()
+    save_model(denoiser, tmp_path / "m", {"a": 1})
+    assert first == ((tmp_path / "m/model.safetensors").read_bytes(), (tmp_path / "m/model.json").read_bytes())
+    assert [p.name for p in tmp_path.iterdir()] == ["m"]
+    assert stat.S_IMODE((tmp_path / "m/model.safetensors").stat().st_mode) & 0o044 == 0o044
+    loaded = load_model(tmp_path / "m")
+    assert loaded.settings == denoiser.settings
+    assert torch.equal(loaded(blocks()).estimate, denoiser(blocks()).estimate)
+
+
+def test_damaged_model_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match=r"no model.json in"):
+        load_model(tmp_path)
+    save_model(model(), tmp_path / "m", {})
+    weights, card = tmp_path / "m/model.safetensors", tmp_path / "m/model.json"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-8] + b"\0" * 8)
+    with pytest.raises(ModelFileError, match="sha256 differs"):
+        load_model(tmp_path / "m")
+    weights.write_bytes(good)
+    content = json.loads(card.read_text())
+    content["settings"]["solver"]["kind"] = "newton"
+    card.write_text(json.dumps(content))
+    with pytest.raises(ModelFileError, match="settings are not those of a model"):
+        load_model(tmp_path / "m")
+    card.write_text("{")
+    with pytest.raises(ModelFileError, match="is not a model card"):
+        load_model(tmp_path / "m")
+
+
+def test_a_dictionary_file_gives_back_the_dictionary(tmp_path: Path) -> None:
+    save_dictionary(dictionary(), tmp_path / "d.safetensors", {"scenes": ["a"]})
+    assert torch.equal(load_dictionary(tmp_path / "d.safetensors"), dictionary())
+    (tmp_path / "x").write_bytes(b"not a dictionary")
+    with pytest.raises(ModelFileError, match="is not a dictionary"):
+        load_dictionary(tmp_path / "x")
+    with pytest.raises(ModelFileError, match="no dictionary at"):
+        load_dictionary(tmp_path / "y")

@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tests.conftest import add_scene, smooth_scene
+
+from hpcdeq.archive import Archive
+from hpcdeq.config import TrainConfig, load_train_config
+from hpcdeq.errors import ConfigError, TrainingError
+from hpcdeq.models import SparseDenoiser, load_model
+from hpcdeq.training import checkpoints, train
+from hpcdeq.training import loop as training_loop
+
+SMALL = [
+    "model.block=24",
+    "model.prior.layers=2",
+    "model.prior.filters=6",
+    "model.support.size=3",
+    "model.solver.iterations=4",
+    "model.adjoint.solver.iterations=4",
+    "dictionary.atoms=20",
+    "dictionary.sparsity=2",
+    "dictionary.iterations=2",
+    "data.batch=3",
+    "data.val_blocks=4",
+    "training.pretrain_steps=7",
+    "training.steps=8",
+    "training.validate_every=4",
+    "training.checkpoint_every=3",
+    "training.log_every=1",
+]
+
+
+def config(archive: Archive, run: Path, *changes: str) -> TrainConfig:
+    return load_train_config(None, [f"data.train={archive.path}", f"run={run}", *SMALL, *changes])
+
+
+def model_bytes(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "model.safetensors").read_bytes(), (folder / "model.json").read_bytes()
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+@pytest.mark.parametrize("kill_at", range(1, 15, 2))
+def test_a_run_that_is_killed_and_continued_gives_the_same_bytes(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    whole = train(config(archive, tmp_path / "whole"))
+    cut = config(archive, tmp_path / "cut")
+    steps = 0
+    original = torch.optim.Adam.step
+
+    def step(self: torch.optim.Adam, *args: object) -> object:
+        nonlocal steps
+        steps += 1
+        if steps == kill_at:
+            raise Killed
+        return original(self, *args)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(Killed):
+        train(cut)
+    assert model_bytes(train(cut)) == model_bytes(whole)
+    assert model_bytes(train(cut)) == model_bytes(whole)
+
+
+def test_the_record_of_a_continued_run_has_every_step_once(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut = config(archive, tmp_path / "cut")
+    with monkeypatch.context() as patch:
+        patch.setattr(SparseDenoiser, "forward", lambda *args: (_ for _ in ()).throw(Killed()))
+        with pytest.raises(Killed):
+            train(cut)
+    train(cut)
+    lines = [json.loads(line) for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
+    steps = [(line["phase"], line["step"]) for line in lines if "loss" in line]
+    assert steps == [("pretrain", i) for i in range(1, 8)] + [("train", i) for i in range(1, 9)]
+    assert {"forward_residual", "backward_residual", "b", "data_seconds"} <= lines[-2].keys()
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    original = training_loop.F.mse_loss
+
+    def loss(estimate: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return original(estimate, clean) * (torch.nan if calls in (3, 4) else 1.0)
+
+    monkeypatch.setattr(training_loop.F, "mse_loss", loss)
+    folder = train(config(archive, tmp_path / "run"))
+    card = json.loads((folder / "model.json").read_text())
+    assert card["provenance"]["skipped_steps"] == 2
+    assert card["provenance"]["rollbacks"] == 0
+    assert all(torch.isfinite(p).all() for p in load_model(folder).parameters())
+
+
+def test_several_bad_steps_in_a_row_reload_the_last_checkpoint_with_a_smaller_rate(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = 0
+    original = training_loop.F.mse_loss
+
+    def loss(estimate: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return original(estimate, clean) * (torch.nan if 11 <= calls <= 15 else 1.0)
+
+    monkeypatch.setattr(training_loop.F, "mse_loss", loss)
+    run = tmp_path / "run"
+    folder = train(config(archive, run))
+    card = json.loads((folder / "model.json").read_text())
+    assert card["provenance"]["rollbacks"] == 1
+    state = checkpoints.load(checkpoints.latest(run / "checkpoints") or run)
+    assert state["optimizer"]["param_groups"][0]["lr"] == pytest.approx(0.5e-4)
+    assert state["position"]["step"] == 8
+
+
+def test_training_that_never_recovers_ends_with_advice(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training_loop.F, "mse_loss", lambda a, b: (a - b).sum() * torch.nan)
+    with pytest.raises(TrainingError, match=r"after 5 roll-backs.*model.prior.norm=kernel"):
+        train(config(archive, tmp_path / "run"))
+
+
+def test_another_configuration_in_the_same_folder_is_refused_but_more_steps_are_not(
+    archive: Archive, tmp_path: Path
+) -> None:
+    train(config(archive, tmp_path / "run"))
+    with pytest.raises(ConfigError, match="another configuration: seed differ"):
+        train(config(archive, tmp_path / "run", "seed=3"))
+    folder = train(config(archive, tmp_path / "run", "training.steps=12"))
+    assert json.loads((folder / "model.json").read_text())["provenance"]["config"]["training"]["steps"] == 12
+
+
+def test_a_prior_alone_is_a_model_and_a_start_for_others(archive: Archive, tmp_path: Path) -> None:
+    prior = train(config(archive, tmp_path / "prior", "model.map=prior", "training.steps=0"))
+    assert load_model(prior).settings.map == "prior"
+    start = f"training.start_from={prior}"
+    folder = train(config(archive, tmp_path / "deq", start, "training.pretrain_steps=0"))
+    assert load_model(folder).settings.map == "fast"
+    with pytest.raises(ConfigError, match="has another architecture than model.prior"):
+        train(config(archive, tmp_path / "other", start, "model.prior.filters=5"))
+
+
+def test_only_the_latest_and_the_best_checkpoints_are_kept(archive: Archive, tmp_path: Path) -> None:
+    train(config(archive, tmp_path / "run", "training.keep=1"))
+    assert 1 <= len(checkpoints.committed(tmp_path / "run/checkpoints")) <= 2
+
+
+def test_a_partial_checkpoint_is_never_taken(tmp_path: Path) -> None:
+    checkpoints.commit(tmp_path, checkpoints.name_of(0, 0, 5), {"a": 1})
+    (tmp_path / ".0-00-00000009.abc").mkdir()
+    (tmp_path / "0-00-00000007").mkdir()
+    latest = checkpoints.latest(tmp_path)
+    assert latest is not None
+    assert latest.name == "0-00-00000005"
+    (latest / checkpoints.STATE).write_bytes(b"cut")
+    with pytest.raises(TrainingError, match="cannot be read"):
+        checkpoints.load(latest)
+
+
+def test_band_counts_must_agree(archive: Archive, tmp_path: Path) -> None:
+    add_scene(archive, "other", smooth_scene(0, 5, 70, 70))
+    with pytest.raises(ConfigError, match="one band count"):
+        train(config(archive, tmp_path / "run"))
