@@ -135,13 +135,13 @@ def _update_atoms(atoms: Tensor, codes: OmpResult, signals: Tensor) -> tuple[Ten
         if len(group) == 0:
             continue
         users = group // support.shape[1]
-        weights = values[group]
-        part = residual[users] + weights[:, None] * atoms[j]
+        weights = values.index_select(0, group)
+        part = residual.index_select(0, users) + weights[:, None] * atoms[j]
         direction = weights @ part
         length = torch.linalg.vector_norm(direction)
         # A group that cancels out says nothing about where its atom should point.
         atoms[j] = torch.where(length > 0, direction / length, atoms[j])
-        residual[users] = part - (part @ atoms[j])[:, None] * atoms[j]
+        residual.index_copy_(0, users, part - (part @ atoms[j])[:, None] * atoms[j])
     return counts > 0, residual
 
 

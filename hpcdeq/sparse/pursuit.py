@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# Elements of one (signals, atoms) array: about a core's cache on a CPU, enough to fill a GPU.
-_CHUNK_ELEMENTS_CPU = 1 << 17
+# Elements of one (signals, atoms) array. On a CPU they stay in a core's cache, and torch starts no threads for so
+# few: waiting for threads at every step costs up to 25 times the work where other processes share the cores.
+_CHUNK_ELEMENTS_CPU = 1 << 15
 _CHUNK_ELEMENTS_GPU = 1 << 23
 _NORM_TOLERANCE = 1e-3
 
@@ -128,10 +129,10 @@ def _pursue(correlations: Tensor, gram: Tensor, sparsity: int) -> tuple[Tensor, 
     support's Gram matrix.
     """
     eps = torch.finfo(correlations.dtype).eps
-    rows = torch.arange(len(correlations), device=correlations.device)
     taken = torch.zeros_like(correlations, dtype=torch.bool)
-    active = torch.ones_like(rows, dtype=torch.bool)
+    active = torch.ones_like(taken[:, 0])
     scale = torch.zeros_like(correlations[:, 0])
+    squares = gram.diagonal()
     directions: list[Tensor] = []
     chosen: list[Tensor] = []
     factor: list[list[Tensor]] = []
@@ -139,18 +140,18 @@ def _pursue(correlations: Tensor, gram: Tensor, sparsity: int) -> tuple[Tensor, 
     for _ in range(sparsity):
         strength = correlations.abs().masked_fill_(taken, -1.0)
         best = strength.argmax(dim=1)
-        strongest = strength[rows, best]
+        strongest = _at(strength, best)
         scale = torch.maximum(scale, strongest)
-        taken[rows, best] = True
-        row = [u[rows, best] for u in directions]
-        pivot = gram[best, best]
+        taken.scatter_(1, best[:, None], True)
+        row = [_at(u, best) for u in directions]
+        pivot = squares.index_select(0, best)
         for w in row:
             pivot = pivot - w * w
         # Below this is rounding: nothing left to explain, or an atom in the span of the others.
         active = active & (strongest > 16 * eps * scale) & (pivot > 64 * eps)
         length = torch.where(active, pivot, torch.ones_like(pivot)).sqrt()
-        height = torch.where(active, correlations[rows, best] / length, torch.zeros_like(pivot))
-        direction = gram[best]
+        height = torch.where(active, _at(correlations, best) / length, torch.zeros_like(pivot))
+        direction = gram.index_select(0, best)
         for w, u in zip(row, directions, strict=True):
             direction -= w[:, None] * u
         direction /= length[:, None]
@@ -161,6 +162,11 @@ def _pursue(correlations: Tensor, gram: Tensor, sparsity: int) -> tuple[Tensor, 
         heights.append(height)
     coefficients = _back_substitute(factor, heights)
     return torch.stack(chosen, dim=1), torch.stack(coefficients, dim=1)
+
+
+def _at(values: Tensor, column: Tensor) -> Tensor:
+    """Pick one column of each row. By gather: indexing by tensors starts threads even for a few rows."""
+    return values.gather(1, column[:, None])[:, 0]
 
 
 def _back_substitute(factor: list[list[Tensor]], heights: list[Tensor]) -> list[Tensor]:
