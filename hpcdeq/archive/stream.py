@@ -16,7 +16,7 @@ from dask.base import compute
 from dask.delayed import delayed
 from numpy.typing import NDArray
 
-from hpcdeq.archive.store import Scene
+from hpcdeq.archive.scene import Scene
 from hpcdeq.noise import Degradation, add_noise, generator, stable_hash
 from hpcdeq.tiling import Window
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcdeq.archive.layout import CHUNK, VALID_MASK
-from hpcdeq.archive.store import Archive, Scene, crc32c_of
+from hpcdeq.archive.scene import Scene, crc32c_of
+from hpcdeq.archive.store import Archive
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window, partition
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcdeq.archive import Archive, Scene, SceneDraft, SceneHeader, open_archive
-from hpcdeq.archive.store import crc32c_of
+from hpcdeq.archive.scene import crc32c_of
 from hpcdeq.console import Bar, say
 from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
 from hpcdeq.inference.ledger import Ledger, Record
@@ -68,9 +68,9 @@ def denoise_archive(
         raise ConfigError(f"--out {out} is the archive that is read; choose another folder")
     model = prepare(load_model(model_folder), settings)
     settings.overlap_of(model)
-    job = _Job(
-        model, read_card(model_folder)["weights_sha256"], settings, open_archive(out, create=True), overwrite
-    )
+    denoised = open_archive(out, create=True)
+    denoised.sweep()
+    job = _Job(model, read_card(model_folder)["weights_sha256"], settings, denoised, overwrite)
     report = DenoiseReport()
     names = archive.names()
     with Bar("denoise", len(names)) as bar:

@@ -59,7 +59,7 @@ def test_a_solver_that_does_not_exist_names_those_that_do() -> None:
 
 
 def test_the_archive_must_be_named() -> None:
-    with pytest.raises(ConfigError, match="data.train is not set"):
+    with pytest.raises(ConfigError, match=r"data[.]train is not set"):
         load_train_config(None, [])
 
 

@@ -5,15 +5,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.conftest import add_scene, smooth_scene
 
 from hpcdeq.archive import Archive, open_archive
 from hpcdeq.errors import ConfigError
 from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array
 from hpcdeq.inference.tiles import denoise_window, prepare
-from hpcdeq.models import ModelSettings, PriorSettings, SparseDenoiser, SupportSettings, load_model, save_model
+from hpcdeq.models import (
+    ModelSettings,
+    PriorSettings,
+    SparseDenoiser,
+    SupportSettings,
+    load_model,
+    save_model,
+)
 from hpcdeq.solvers import Picard
 from hpcdeq.tiling import Window, partition
+from tests.conftest import add_scene, smooth_scene
 
 SETTINGS = DenoiseSettings(device="cpu")
 
@@ -38,7 +45,9 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("overlap", [0, 8, None])
 @pytest.mark.parametrize("shape", [(50, 70), (24, 24), (10, 80), (5, 7), (25, 49)])
-def test_the_result_does_not_depend_on_how_the_work_is_cut(shape: tuple[int, int], overlap: int | None) -> None:
+def test_the_result_does_not_depend_on_how_the_work_is_cut(
+    shape: tuple[int, int], overlap: int | None
+) -> None:
     noisy = smooth_scene(0, 7, *shape)
     extent = Window(0, shape[0], 0, shape[1])
     whole = denoise_array(small_model(), noisy, DenoiseSettings(device="cpu", overlap=overlap))
@@ -48,21 +57,27 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(shape: tuple[int, int
         settings = DenoiseSettings(device="cpu", overlap=overlap, batch=batch)
         model = prepare(small_model(), settings)
         for window in partition(*shape, step, step):
-            part, _ = denoise_window(model, lambda w: noisy[(slice(None), *w.slices)], extent, window, settings)
+            part, _ = denoise_window(
+                model, lambda w: noisy[(slice(None), *w.slices)], extent, window, settings
+            )
             assert np.array_equal(part, whole[(slice(None), *window.slices)])
 
 
 def test_without_overlap_a_scene_of_whole_blocks_is_the_model_on_its_blocks() -> None:
     noisy = smooth_scene(1, 7, 48, 72)
     denoised = denoise_array(small_model(), noisy, DenoiseSettings(device="cpu", overlap=0))
-    blocks = torch.from_numpy(np.stack([noisy[:, y : y + 24, x : x + 24] for y in (0, 24) for x in (0, 24, 48)]))
+    blocks = torch.from_numpy(
+        np.stack([noisy[:, y : y + 24, x : x + 24] for y in (0, 24) for x in (0, 24, 48)])
+    )
     with torch.inference_mode():
         expected = small_model()(blocks).estimate.numpy()
     for i, (y, x) in enumerate([(y, x) for y in (0, 24) for x in (0, 24, 48)]):
         assert np.array_equal(denoised[:, y : y + 24, x : x + 24], expected[i])
 
 
-def test_an_archive_is_denoised_as_its_arrays_are(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+def test_an_archive_is_denoised_as_its_arrays_are(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
     report = denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
     assert report.done == archive.names()
     out = open_archive(tmp_path / "out.zarr")
@@ -136,7 +151,9 @@ def test_other_settings_recompute(archive: Archive, model_folder: Path, tmp_path
     denoise_archive(archive, model_folder, out, SETTINGS)
     report = denoise_archive(archive, model_folder, out, DenoiseSettings(device="cpu", iterations=1))
     assert report.done == archive.names()
-    report = denoise_archive(archive, model_folder, out, DenoiseSettings(device="cpu", iterations=1), overwrite=True)
+    report = denoise_archive(
+        archive, model_folder, out, DenoiseSettings(device="cpu", iterations=1), overwrite=True
+    )
     assert report.done == archive.names()
 
 

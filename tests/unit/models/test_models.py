@@ -112,7 +112,9 @@ def test_kernel_norm_bounds_the_reshaped_kernel_only() -> None:
         assert torch.linalg.matrix_norm(kernel.flatten(1), 2).item() == pytest.approx(1.0, abs=1e-4)
     # A box kernel of reshaped norm 1 amplifies a constant image three times.
     box = torch.full((1, 1, 3, 3), 1 / 3)
-    assert torch.nn.functional.conv2d(torch.ones(1, 1, 50, 50), box, padding=1).max().item() == pytest.approx(3.0)
+    assert torch.nn.functional.conv2d(torch.ones(1, 1, 50, 50), box, padding=1).max().item() == pytest.approx(
+        3.0
+    )
 
 
 def test_conv_norm_bounds_the_convolution() -> None:
@@ -121,7 +123,9 @@ def test_conv_norm_bounds_the_convolution() -> None:
     for kernel in prior.weights():
         x = torch.randn(1, kernel.shape[1], 60, 60, generator=torch.Generator().manual_seed(0))
         for _ in range(300):
-            x = torch.nn.functional.conv_transpose2d(torch.nn.functional.conv2d(x, kernel, padding=1), kernel, padding=1)
+            x = torch.nn.functional.conv_transpose2d(
+                torch.nn.functional.conv2d(x, kernel, padding=1), kernel, padding=1
+            )
             gain = torch.linalg.vector_norm(x)
             x = x / gain
         assert gain.sqrt().item() == pytest.approx(1.0, abs=5e-3)
@@ -144,7 +148,10 @@ def test_a_model_file_gives_back_the_model(tmp_path: Path) -> None:
     save_model(denoiser, tmp_path / "m", {"a": 1})
     first = (tmp_path / "m/model.safetensors").read_bytes(), (tmp_path / "m/model.json").read_bytes()
     save_model(denoiser, tmp_path / "m", {"a": 1})
-    assert first == ((tmp_path / "m/model.safetensors").read_bytes(), (tmp_path / "m/model.json").read_bytes())
+    assert first == (
+        (tmp_path / "m/model.safetensors").read_bytes(),
+        (tmp_path / "m/model.json").read_bytes(),
+    )
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
     assert stat.S_IMODE((tmp_path / "m/model.safetensors").stat().st_mode) & 0o044 == 0o044
     loaded = load_model(tmp_path / "m")

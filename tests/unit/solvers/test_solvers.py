@@ -142,7 +142,9 @@ def test_memory_of_the_implicit_adjoint_does_not_grow_with_the_iterations() -> N
 
     def nodes(iterations: int) -> int:
         solver = Picard(iterations=iterations, tolerance=0)
-        solution = equilibrium(Contraction(matrix, offset), torch.zeros_like(offset), solver, Implicit(solver=solver))
+        solution = equilibrium(
+            Contraction(matrix, offset), torch.zeros_like(offset), solver, Implicit(solver=solver)
+        )
         seen, todo = set(), [solution.state.grad_fn]
         while todo:
             node = todo.pop()

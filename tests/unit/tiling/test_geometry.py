@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -31,7 +33,7 @@ def test_tiles_cover_the_scene_with_the_overlap_asked_for(
     assert covered.min() >= 1
     assert tiles == sorted(tiles, key=lambda t: (t.y0, t.x0))
     rows = sorted({t.y0 for t in tiles})
-    assert all(b - a <= tile - overlap for a, b in zip(rows, rows[1:], strict=False))
+    assert all(b - a <= tile - overlap for a, b in itertools.pairwise(rows))
 
 
 @given(SIZES, SIZES, st.integers(1, 70), st.data())
@@ -42,7 +44,9 @@ def test_tiles_touching_a_window_are_those_of_the_scene(
     y0, x0 = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
     window = Window(y0, data.draw(st.integers(y0 + 1, height)), x0, data.draw(st.integers(x0 + 1, width)))
     touching = [
-        t for t in tiles_of(height, width, tile, overlap) if min(t.intersect(window).height, t.intersect(window).width) > 0
+        t
+        for t in tiles_of(height, width, tile, overlap)
+        if min(t.intersect(window).height, t.intersect(window).width) > 0
     ]
     assert tiles_of(height, width, tile, overlap, touching=window) == touching
 

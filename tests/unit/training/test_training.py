@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.conftest import add_scene, smooth_scene
 
 from hpcdeq.archive import Archive
 from hpcdeq.config import TrainConfig, load_train_config
@@ -13,6 +12,7 @@ from hpcdeq.errors import ConfigError, TrainingError
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.training import checkpoints, train
 from hpcdeq.training import loop as training_loop
+from tests.conftest import add_scene, smooth_scene
 
 SMALL = [
     "model.block=24",
@@ -148,7 +148,7 @@ def test_a_prior_alone_is_a_model_and_a_start_for_others(archive: Archive, tmp_p
     start = f"training.start_from={prior}"
     folder = train(config(archive, tmp_path / "deq", start, "training.pretrain_steps=0"))
     assert load_model(folder).settings.map == "fast"
-    with pytest.raises(ConfigError, match="has another architecture than model.prior"):
+    with pytest.raises(ConfigError, match="has another architecture"):
         train(config(archive, tmp_path / "other", start, "model.prior.filters=5"))
 
 

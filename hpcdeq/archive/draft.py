@@ -1,0 +1,150 @@
+"""Scenes being written: aside, whole shards only, visible in one step."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from hpcdeq.archive import layout
+from hpcdeq.archive.layout import RADIANCE, SHARD_CHECKSUM, SceneHeader
+from hpcdeq.archive.scene import Scene, crc32c_of
+from hpcdeq.errors import SceneError
+from hpcdeq.tiling import Window
+
+if TYPE_CHECKING:
+    from hpcdeq.archive.store import Archive
+
+
+class SceneDraft:
+    """A scene being written aside. Only whole shards can be written; `publish` makes it visible in one step."""
+
+    def __init__(self, archive: Archive, name: str, header: SceneHeader, path: Path) -> None:
+        self.archive = archive
+        self.name = name
+        self.path = path
+        if not path.exists():
+            making = archive.attempt(name)
+            _create(making, header)
+            making.rename(path)
+        self.scene = Scene(path)
+        self.scene.name = name
+        self._writable = zarr.open_group(path, mode="r+", zarr_format=3)
+
+    def write(self, window: Window, values: NDArray[Any]) -> None:
+        """Write the stored values ``(band, y, x)`` of a window of whole shards.
+
+        Two writers must not share a shard (unaligned writes lose data without an error), so the alignment is asserted.
+        """
+        _, height, width = self.scene.shape
+        edge_y, edge_x = self.scene.shard_shape
+        begins = window.y0 % edge_y == 0 and window.x0 % edge_x == 0
+        ends = window.y1 in (height, window.y1 // edge_y * edge_y) and window.x1 in (
+            width,
+            window.x1 // edge_x * edge_x,
+        )
+        assert begins, f"{window} does not begin at a shard"
+        assert ends, f"{window} does not end at a shard"
+        self._array(RADIANCE)[(slice(None), *window.slices)] = values
+
+    def write_mask(self, window: Window, valid: NDArray[np.bool_]) -> None:
+        """Write the validity (y, x) of a window of whole shards."""
+        self._array(layout.VALID_MASK)[window.slices] = valid.astype(np.uint8)
+
+    def publish(self) -> None:
+        """Write the checksums of all shards and move the scene into the archive, in place of one of that name.
+
+        Raises
+        ------
+        SceneError
+            If a shard was never written.
+        """
+        edge_y, edge_x = self.scene.shard_shape
+        sums = np.zeros(self._array(SHARD_CHECKSUM).shape, np.uint32)
+        for window in self.scene.shards():
+            file = self.scene.shard_path(window)
+            if not file.is_file():
+                raise SceneError(f"scene {self.name}: shard {file.relative_to(self.path)} was not written")
+            sums[window.y0 // edge_y, window.x0 // edge_x] = crc32c_of(file)
+        self._array(SHARD_CHECKSUM)[...] = sums
+        target = self.archive.path / self.name
+        replaced = self.archive.attempt(self.name)
+        if target.exists():
+            target.rename(replaced)
+        self.path.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
+        self.archive.close()
+
+    def discard(self) -> None:
+        """Remove the draft."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        self.archive.close()
+
+    def _array(self, name: str) -> zarr.Array[Any]:
+        return cast("zarr.Array[Any]", self._writable[name])
+
+
+def _create(path: Path, header: SceneHeader) -> None:
+    """Make a scene without pixels."""
+    attributes = {**header.attributes, "Conventions": "CF-1.13", "hpcdeq_schema": layout.SCHEMA}
+    group = zarr.create_group(path, zarr_format=3, attributes=attributes)
+    bands, height, width = header.shape
+    edge_y, edge_x = (layout.shard_edge(n, bands) for n in (height, width))
+    # Every shard must exist as a file, even one of zeros: a missing file is a lost shard, never data.
+    config: Any = {"write_empty_chunks": True}
+    codecs: Any = [ZstdCodec(level=3), Crc32cCodec()]
+    units: dict[str, Any] = {
+        "scale_factor": header.scale_factor,
+        "units": "1",
+        "long_name": "scaled radiance",
+    }
+    if header.wavelengths is not None:
+        units["coordinates"] = layout.WAVELENGTH
+    group.create_array(
+        RADIANCE,
+        shape=header.shape,
+        dtype=header.dtype,
+        chunks=(bands, layout.CHUNK, layout.CHUNK),
+        shards=(bands, edge_y, edge_x),
+        compressors=codecs,
+        fill_value=0,
+        dimension_names=("band", "y", "x"),
+        attributes=units,
+        config=config,
+    )
+    for name, values in ((layout.WAVELENGTH, header.wavelengths), (layout.FWHM, header.fwhm)):
+        if values is not None:
+            array = group.create_array(
+                name,
+                shape=(bands,),
+                dtype="float64",
+                dimension_names=("band",),
+                attributes={"units": "nm"},
+                config=config,
+            )
+            array[...] = values
+    if header.has_mask:
+        group.create_array(
+            layout.VALID_MASK,
+            shape=(height, width),
+            dtype="uint8",
+            chunks=(edge_y, edge_x),
+            compressors=codecs,
+            fill_value=0,
+            dimension_names=("y", "x"),
+            attributes={"long_name": "1 where the pixel holds data"},
+            config=config,
+        )
+    group.create_array(
+        SHARD_CHECKSUM,
+        shape=(-(-height // edge_y), -(-width // edge_x)),
+        dtype="uint32",
+        dimension_names=("shard_y", "shard_x"),
+        attributes={"long_name": "crc32c of every shard file of radiance"},
+        config=config,
+    )

@@ -1,0 +1,205 @@
+"""A stored scene, opened for reading; what its metadata claims is bounded first."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import google_crc32c
+import numpy as np
+import zarr
+from numpy.typing import NDArray
+
+from hpcdeq.archive import layout
+from hpcdeq.archive.layout import RADIANCE, SHARD_CHECKSUM, SceneHeader
+from hpcdeq.errors import SceneError
+from hpcdeq.tiling import Window, partition
+
+
+class Scene:
+    """A stored scene, opened for reading.
+
+    Parameters
+    ----------
+    path
+        Folder of the scene's Zarr group.
+
+    Raises
+    ------
+    SceneError
+        If its metadata is missing, of another schema, or outside the bounds of the format.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name
+        try:
+            group = zarr.open_group(path, mode="r", zarr_format=3)
+            array = group[RADIANCE]
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise SceneError(f"scene {self.name}: not a readable Zarr v3 scene at {path}: {error}") from error
+        if not isinstance(array, zarr.Array):
+            raise SceneError(f"scene {self.name}: {RADIANCE!r} is a group, not an array")
+        self._group = group
+        self.radiance: zarr.Array[Any] = array
+        _check_metadata(self.name, group, array)
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the scene's group."""
+        return dict(self._group.attrs)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(band, y, x)."""
+        return cast(tuple[int, int, int], tuple(self.radiance.shape))
+
+    @property
+    def scale_factor(self) -> float:
+        """Stored value times this is what models see, nominally in [0, 1]."""
+        return float(cast(float, self.radiance.attrs.get("scale_factor", 1.0)))
+
+    @property
+    def content_sha256(self) -> str:
+        """Digest of the stored pixels: the checksums of all shards, in order."""
+        return hashlib.sha256(self.shard_checksums.tobytes()).hexdigest()
+
+    @cached_property
+    def wavelengths(self) -> NDArray[np.float64] | None:
+        """(band,) in nm, or None if the raw file told none."""
+        return self._optional(layout.WAVELENGTH)
+
+    @cached_property
+    def fwhm(self) -> NDArray[np.float64] | None:
+        """(band,) in nm, or None."""
+        return self._optional(layout.FWHM)
+
+    @cached_property
+    def shard_checksums(self) -> NDArray[np.uint32]:
+        """(shard_y, shard_x) crc32c of every shard's file, as written when the scene was complete."""
+        stored = self._optional(SHARD_CHECKSUM)
+        if stored is None:
+            raise SceneError(f"scene {self.name}: no {SHARD_CHECKSUM!r} array; ingest the scene again")
+        return stored.astype(np.uint32)
+
+    @property
+    def has_mask(self) -> bool:
+        """Whether some pixels hold no data."""
+        return layout.VALID_MASK in self._group
+
+    def valid_mask(self, window: Window | None = None) -> NDArray[np.bool_]:
+        """(y, x), False where a pixel holds no data."""
+        window = window or self.extent
+        if not self.has_mask:
+            return np.ones((window.height, window.width), bool)
+        mask = cast("zarr.Array[Any]", self._group[layout.VALID_MASK])
+        return np.asarray(mask[window.slices]).astype(bool)
+
+    @property
+    def extent(self) -> Window:
+        """The whole scene."""
+        return Window(0, self.shape[1], 0, self.shape[2])
+
+    @property
+    def shard_shape(self) -> tuple[int, int]:
+        """(y, x) size of a shard in pixels; the last of a row or column may be smaller."""
+        _, y, x = self.radiance.shards or self.radiance.chunks
+        return y, x
+
+    def shards(self) -> Iterator[Window]:
+        """Windows of all shards, row by row."""
+        return partition(self.shape[1], self.shape[2], *self.shard_shape)
+
+    def read(self, window: Window | None = None) -> NDArray[np.float32]:
+        """Pixels ``(band, y, x)`` of a window as models see them: float32, scaled, 0 where masked.
+
+        Raises
+        ------
+        SceneError
+            If a chunk is damaged.
+        """
+        window = window or self.extent
+        try:
+            stored = np.asarray(self.radiance[(slice(None), *window.slices)])
+        except Exception as error:  # codecs raise whatever they like
+            raise SceneError(
+                f"scene {self.name}: cannot read rows {window.y0}:{window.y1}, columns {window.x0}:{window.x1}: "
+                f"{error}; `hpcdeq validate` names the damaged chunks"
+            ) from error
+        values: NDArray[np.float32] = np.multiply(stored, np.float32(self.scale_factor), dtype=np.float32)
+        if self.has_mask:
+            values[:, ~self.valid_mask(window)] = 0.0
+        return values
+
+    def shard_path(self, window: Window) -> Path:
+        """File of the shard that holds ``window``."""
+        edge_y, edge_x = self.shard_shape
+        return shard_file(self.path, window.y0 // edge_y, window.x0 // edge_x)
+
+    def header(self) -> SceneHeader:
+        """All that is stored beside the pixels, to write a scene like this one."""
+        return SceneHeader(
+            shape=self.shape,
+            dtype=np.dtype(self.radiance.dtype),
+            scale_factor=self.scale_factor,
+            wavelengths=self.wavelengths,
+            fwhm=self.fwhm,
+            has_mask=self.has_mask,
+            attributes=self.attributes,
+        )
+
+    def _optional(self, name: str) -> NDArray[Any] | None:
+        if name not in self._group:
+            return None
+        return np.asarray(cast("zarr.Array[Any]", self._group[name])[...])
+
+
+def shard_file(scene: Path, row: int, column: int) -> Path:
+    """File of shard (row, column) of a scene's radiance."""
+    return scene / RADIANCE / "c" / "0" / str(row) / str(column)
+
+
+def crc32c_of(path: Path) -> int:
+    """crc32c of a file's bytes."""
+    return int(google_crc32c.value(path.read_bytes()))
+
+
+def _check_metadata(name: str, group: zarr.Group, array: zarr.Array[Any]) -> None:
+    """Bound what the metadata claims before anything is allocated by it."""
+    schema = group.attrs.get("hpcdeq_schema")
+    if schema != layout.SCHEMA:
+        raise SceneError(f"scene {name}: schema {schema!r}; this version reads schema {layout.SCHEMA}")
+    if array.ndim != 3:
+        raise SceneError(f"scene {name}: radiance must be (band, y, x), got shape {array.shape}")
+    if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
+        raise SceneError(f"scene {name}: radiance must hold integers or floats, got {array.dtype}")
+    bands, height, width = array.shape
+    if not (
+        1 <= bands <= layout.MAX_BANDS and 1 <= height <= layout.MAX_EDGE and 1 <= width <= layout.MAX_EDGE
+    ):
+        raise SceneError(
+            f"scene {name}: shape {array.shape} is out of bounds: 1 to {layout.MAX_BANDS} bands, 1 to {layout.MAX_EDGE} pixels"
+        )
+    whole = array.shards or array.chunks
+    size = int(np.prod([float(n) for n in whole])) * array.dtype.itemsize
+    if size > layout.MAX_CHUNK_BYTES:
+        raise SceneError(
+            f"scene {name}: a shard of {size} bytes is over the bound of {layout.MAX_CHUNK_BYTES}"
+        )
+    unknown = _codec_names(array.metadata.to_dict()["codecs"]) - layout.CODECS
+    if unknown:
+        raise SceneError(
+            f"scene {name}: codec {sorted(unknown)} is not among those allowed: {sorted(layout.CODECS)}"
+        )
+
+
+def _codec_names(codecs: Any) -> set[str]:
+    names: set[str] = set()
+    for codec in codecs:
+        names.add(codec["name"])
+        inner = codec.get("configuration", {}) or {}
+        names |= _codec_names(inner.get("codecs", ())) | _codec_names(inner.get("index_codecs", ()))
+    return names
