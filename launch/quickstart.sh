@@ -6,4 +6,6 @@ out=$(realpath -m "${1:-hpcdeq-demo}")
 
 bash "$root/launch/setup.sh" report
 cd "$root"
+# Threads that wait must sleep: spinning ones made this 7 times slower on cores shared with other work.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 exec "${HPCDEQ_VENV:-.venv}/bin/hpcdeq" demo --out "$out"

@@ -18,4 +18,6 @@ if [ $# = 0 ]; then # the fast tests first
         case $folder in tests/unit/ | *__pycache__/) ;; *) set -- "$@" "$folder" ;; esac
     done
 fi
+# Threads that wait must sleep: on cores shared with other work, spinning ones make torch several times slower.
+export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-passive}
 exec "${HPCDEQ_VENV:-.venv}/bin/python" -m pytest "$@"

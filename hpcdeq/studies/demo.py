@@ -38,7 +38,7 @@ RECIPE: dict[str, Any] = {
     "training": {
         "pretrain_steps": 400,
         "pretrain_lr": 2e-3,
-        "steps": 150,
+        "steps": 100,
         "lr": 3e-4,
         "validate_every": 50,
         "checkpoint_every": 50,
