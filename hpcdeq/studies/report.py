@@ -26,8 +26,8 @@ COLOURS = ("#d1495b", "#2a7f9e", "#6a8d2f")
 
 CONVENTIONS = {
     "PSNR": "mean over bands of 10 log10(1 / mean squared error), in dB, data in [0, 1]; higher is better",
-    "SSIM": "mean over bands of the structural similarity, data range 1; higher is better, 1 is perfect",
-    "SAM": "mean over pixels of the angle between the two spectra, in radians; lower is better",
+    "SSIM": "mean over bands; Gaussian window of 11 pixels, sigma 1.5, data range 1; higher is better",
+    "SAM": "mean over pixels of the angle between both spectra, zero ones left out, in radians; lower is better",
     "ERGAS": "100 x root mean square over bands of (RMSE / mean of the band); lower is better",
 }
 
