@@ -113,8 +113,8 @@ class Scene:
         """Windows of all shards, row by row."""
         return partition(self.shape[1], self.shape[2], *self.shard_shape)
 
-    def read(self, window: Window | None = None) -> NDArray[np.float32]:
-        """Pixels ``(band, y, x)`` of a window as models see them: float32, scaled, 0 where masked.
+    def stored(self, window: Window | None = None) -> NDArray[Any]:
+        """Pixels ``(band, y, x)`` of a window as they are stored: to be multiplied by `scale_factor`.
 
         Raises
         ------
@@ -123,15 +123,24 @@ class Scene:
         """
         window = window or self.extent
         try:
-            stored = np.asarray(self.radiance[(slice(None), *window.slices)])
+            return np.asarray(self.radiance[(slice(None), *window.slices)])
         except Exception as error:  # codecs raise whatever they like
             raise SceneError(
                 f"scene {self.name}: cannot read rows {window.y0}:{window.y1}, columns {window.x0}:{window.x1}: "
                 f"{error}; `hpcdeq validate` names the damaged chunks"
             ) from error
-        values: NDArray[np.float32] = np.multiply(stored, np.float32(self.scale_factor), dtype=np.float32)
-        if self.has_mask:
-            values[:, ~self.valid_mask(window)] = 0.0
+
+    def read(self, window: Window | None = None) -> NDArray[np.float32]:
+        """Pixels ``(band, y, x)`` of a window as models see them: float32, scaled, 0 where masked.
+
+        Raises
+        ------
+        SceneError
+            If a chunk is damaged.
+        """
+        values: NDArray[np.float32] = np.multiply(
+            self.stored(window), np.float32(self.scale_factor), dtype=np.float32
+        )
         return values
 
     def shard_path(self, window: Window) -> Path:

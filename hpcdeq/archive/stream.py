@@ -109,6 +109,7 @@ class PatchStream:
         self.shuffle_shards = shuffle_shards
         self.workers = workers
         self._keys = [stable_hash(scene.name) for scene in self.scenes]
+        self._scales = [scene.scale_factor for scene in self.scenes]
         self._shards = [(i, shard) for i, scene in enumerate(self.scenes) for shard in scene.shards()]
 
     @property
@@ -149,7 +150,7 @@ class PatchStream:
                 yield BlockId(scene, shard, Window(y, min(y + n, shard.y1), x, min(x + n, shard.x1)))
 
     def _produce(self, epoch: int, skip: int) -> Iterator[Batch]:
-        pending: list[tuple[BlockId, NDArray[np.float32]]] = []
+        pending: list[tuple[BlockId, NDArray[Any]]] = []
         for group in self.order(epoch):
             if skip >= len(group):
                 skip -= len(group)
@@ -162,31 +163,32 @@ class PatchStream:
             pending = [(block, pixels.copy()) for block, pixels in pending[whole:]]
         yield from self._batches(epoch, pending)
 
-    def _decode(self, blocks: list[BlockId]) -> list[tuple[BlockId, NDArray[np.float32]]]:
+    def _decode(self, blocks: list[BlockId]) -> list[tuple[BlockId, NDArray[Any]]]:
         needed = list(dict.fromkeys((block.scene, block.shard) for block in blocks))
-        reads = [delayed(self.scenes[scene].read)(shard) for scene, shard in needed]
+        reads = [delayed(self.scenes[scene].stored)(shard) for scene, shard in needed]
         shards = dict(zip(needed, self._compute(reads), strict=True))
         return [
             (b, shards[b.scene, b.shard][(slice(None), *b.window.shift(-b.shard.y0, -b.shard.x0).slices)])
             for b in blocks
         ]
 
-    def _batches(self, epoch: int, blocks: list[tuple[BlockId, NDArray[np.float32]]]) -> Iterator[Batch]:
+    def _batches(self, epoch: int, blocks: list[tuple[BlockId, NDArray[Any]]]) -> Iterator[Batch]:
         parts = (blocks[i : i + self.batch] for i in range(0, len(blocks), self.batch))
         while several := list(islice(parts, self.workers)):
             yield from self._compute(
                 [delayed(self._batch)(epoch, delayed(part, traverse=False)) for part in several]
             )
 
-    def _batch(self, epoch: int, blocks: list[tuple[BlockId, NDArray[np.float32]]]) -> Batch:
+    def _batch(self, epoch: int, blocks: list[tuple[BlockId, NDArray[Any]]]) -> Batch:
         n, bands = self.block, self.scenes[0].shape[0]
         clean = np.empty((len(blocks), bands, n, n), np.float32)
         noisy = np.empty_like(clean)
         sigma = np.empty((len(blocks), bands), np.float32)
         for i, (block, pixels) in enumerate(blocks):
             key = (self.seed, epoch, self._keys[block.scene], block.window.y0, block.window.x0)
-            full = _extend(pixels, n)
-            clean[i] = _symmetry(full, int(generator(*key, _AUGMENT).integers(8))) if self.augment else full
+            which = int(generator(*key, _AUGMENT).integers(8)) if self.augment else 0
+            scale = np.float32(self._scales[block.scene])
+            np.multiply(_symmetry(_extend(pixels, n), which), scale, out=clean[i], dtype=np.float32)
             noisy[i], sigma[i] = add_noise(clean[i], self.degradation, key)
         return Batch(clean=clean, noisy=noisy, sigma=sigma)
 
@@ -198,7 +200,7 @@ def _cells(size: int, block: int) -> int:
     return max(1, size // block)
 
 
-def _extend(pixels: NDArray[np.float32], n: int) -> NDArray[np.float32]:
+def _extend(pixels: NDArray[Any], n: int) -> NDArray[Any]:
     """Extend (band, y, x) pixels by reflection to n x n."""
     _, height, width = pixels.shape
     if (height, width) == (n, n):
@@ -206,7 +208,7 @@ def _extend(pixels: NDArray[np.float32], n: int) -> NDArray[np.float32]:
     return np.pad(pixels, ((0, 0), (0, n - height), (0, n - width)), mode="symmetric")
 
 
-def _symmetry(pixels: NDArray[np.float32], which: int) -> NDArray[np.float32]:
+def _symmetry(pixels: NDArray[Any], which: int) -> NDArray[Any]:
     """One of the 8 symmetries of the square, on the last two axes."""
     turned = np.rot90(pixels, which % 4, axes=(1, 2))
     return turned[:, :, ::-1] if which >= 4 else turned

@@ -66,9 +66,9 @@ def test_starting_late_gives_the_rest_of_the_epoch_and_decodes_only_what_it_need
 ) -> None:
     whole = list(stream(archive).batches(0))
     read: list[object] = []
-    original = Scene.read
+    original = Scene.stored
     monkeypatch.setattr(
-        Scene, "read", lambda self, window=None: read.append(window) or original(self, window)
+        Scene, "stored", lambda self, window=None: read.append(window) or original(self, window)
     )
     for start in range(len(whole) + 1):
         read.clear()
@@ -80,9 +80,9 @@ def test_starting_late_gives_the_rest_of_the_epoch_and_decodes_only_what_it_need
 
 def test_each_shard_is_decoded_once_a_pass(archive: Archive, monkeypatch: pytest.MonkeyPatch) -> None:
     read: list[tuple[str, object]] = []
-    original = Scene.read
+    original = Scene.stored
     monkeypatch.setattr(
-        Scene, "read", lambda self, window=None: read.append((self.name, window)) or original(self, window)
+        Scene, "stored", lambda self, window=None: read.append((self.name, window)) or original(self, window)
     )
     patches = stream(archive)
     list(patches.batches(0))
