@@ -21,10 +21,14 @@ from hpcdeq.studies.degrade import noisy_copy
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("archive")
     parser.add_argument("--sigma", default="30,50,70")
-    parser.add_argument("--subspace", type=int, default=10, help="dimension of FastHyDe's subspace (its default is 10)")
+    parser.add_argument(
+        "--subspace", type=int, default=10, help="dimension of FastHyDe's subspace (its default is 10)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     import hyde
@@ -42,7 +46,9 @@ def main() -> None:
             estimate = np.ascontiguousarray(denoised.numpy().transpose(2, 0, 1), dtype=np.float32)
             score = evaluate_all(clean, estimate)
             scores.append(score)
-            print(f"sigma {sigma:g}  {scene.name:20} PSNR {score.psnr:.2f}  SSIM {score.ssim:.4f}  SAM {score.sam:.4f}  {seconds:.1f} s")
+            print(
+                f"sigma {sigma:g}  {scene.name:20} PSNR {score.psnr:.2f}  SSIM {score.ssim:.4f}  SAM {score.sam:.4f}  {seconds:.1f} s"
+            )
         print(
             f"sigma {sigma:g}  mean                 PSNR {np.mean([s.psnr for s in scores]):.2f}  "
             f"SSIM {np.mean([s.ssim for s in scores]):.4f}  SAM {np.mean([s.sam for s in scores]):.4f}  "

@@ -78,12 +78,10 @@ class SceneDraft:
             target.rename(replaced)
         self.path.rename(target)
         shutil.rmtree(replaced, ignore_errors=True)
-        self.archive.close()
 
     def discard(self) -> None:
         """Remove the draft."""
         shutil.rmtree(self.path, ignore_errors=True)
-        self.archive.close()
 
     def _array(self, name: str) -> zarr.Array[Any]:
         return cast("zarr.Array[Any]", self._writable[name])

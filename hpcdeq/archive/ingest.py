@@ -126,6 +126,8 @@ def ingest(
 
     tasks = [delayed(work, pure=False)(source) for source in sources]
     done = compute(*tasks, scheduler="threads", num_workers=workers)
+    if finding.sources:
+        target.close()
     return [*done, *failed]
 
 
@@ -234,7 +236,6 @@ def _spool(archive: Archive, name: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        archive.close()
 
 
 def _kept_bands(bands: int, skipped: tuple[int, ...]) -> NDArray[np.intp]:

@@ -88,7 +88,7 @@ class Archive:
         self.close()
 
     def close(self) -> None:
-        """Remove the staging folder if nothing is left in it."""
+        """Remove the staging folder if nothing is left in it: the last thing a run does."""
         with contextlib.suppress(OSError):  # another process writes there, or it never existed
             self.staging.rmdir()
 

@@ -20,7 +20,7 @@ def degrade(
     """Add synthetic noise to an archive, to try a model on: --sigma 50, or --case mixture."""
     from hpcdeq.archive import open_archive
     from hpcdeq.console import result
-    from hpcdeq.errors import ConfigError
+    from hpcdeq.errors import ConfigError, PartialFailureError
     from hpcdeq.noise import Complex, Gaussian
     from hpcdeq.studies.degrade import degrade_archive
 
@@ -30,5 +30,7 @@ def degrade(
         degradation = Gaussian(sigma=sigma) if case is None else Complex(case=case)  # type: ignore[arg-type]
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    degrade_archive(open_archive(archive), out, degradation, seed)
+    failed = degrade_archive(open_archive(archive), out, degradation, seed)
+    if failed:
+        raise PartialFailureError("not degraded: " + ", ".join(failed))
     result(str(out))

@@ -84,6 +84,7 @@ def denoise_archive(
             (report.skipped if convergence is None else report.done).append(name)
             report.convergence += convergence or Convergence()
             bar.advance()
+    denoised.close()
     return report
 
 

@@ -9,42 +9,52 @@ from pathlib import Path
 import numpy as np
 
 from hpcdeq.archive import Archive, Scene, open_archive
-from hpcdeq.console import progress
-from hpcdeq.errors import ArchiveError, ConfigError
+from hpcdeq.console import progress, say
+from hpcdeq.errors import ArchiveError, ConfigError, HpcdeqError
 from hpcdeq.noise import Degradation, add_noise, stable_hash
 from hpcdeq.tiling import partition
 
 
-def degrade_archive(clean: Archive, out: Path, degradation: Degradation, seed: int) -> None:
+def degrade_archive(clean: Archive, out: Path, degradation: Degradation, seed: int) -> dict[str, str]:
     """Write a noisy copy of every scene; scenes that are there already with the same noise are kept.
 
     The noise of a scene is a function of (seed, name of the scene): the same as `hpcdeq.noise.add_noise` gives with
     that key, strip by strip of the scene's shard rows.
 
+    Returns
+    -------
+    dict
+        Scenes that could not be degraded, and why: damaged, or in ``out`` already with other noise or from another scene.
+
     Raises
     ------
     ConfigError
         If ``out`` is the archive that is read.
-    ArchiveError
-        If a scene is there already with other noise or from another scene.
     """
     if out.resolve() == clean.path.resolve():
         raise ConfigError(f"--out {out} is the archive that is read; choose another folder")
     noisy = open_archive(out, create=True)
     noisy.sweep()
     names = clean.names()
+    failed: dict[str, str] = {}
     for name in progress(names, len(names), "degrade"):
-        scene = clean[name]
-        how = json.dumps({**asdict(degradation), "seed": seed, "clean": scene.content_sha256}, sort_keys=True)
-        if name not in noisy:
-            _degrade(scene, noisy, degradation, seed, how)
-        elif noisy[name].attributes.get("degradation") != how:
+        try:
+            _degrade(clean[name], noisy, degradation, seed)
+        except HpcdeqError as error:
+            failed[name] = str(error)
+            say(f"{name}: {error}")
+    noisy.close()
+    return failed
+
+
+def _degrade(scene: Scene, noisy: Archive, degradation: Degradation, seed: int) -> None:
+    how = json.dumps({**asdict(degradation), "seed": seed, "clean": scene.content_sha256}, sort_keys=True)
+    if scene.name in noisy:
+        if noisy[scene.name].attributes.get("degradation") != how:
             raise ArchiveError(
-                f"{name} is in {out} already, with other noise or from another scene; choose another folder"
+                f"is in {noisy.path} already, with other noise or from another scene; choose another folder"
             )
-
-
-def _degrade(scene: Scene, noisy: Archive, degradation: Degradation, seed: int, how: str) -> None:
+        return
     header = scene.header()
     header = replace(
         header,
