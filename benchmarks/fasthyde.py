@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from hpcdeq.archive import open_archive
-from hpcdeq.metrics import evaluate_all
+from hpcdeq.metrics import Scores, evaluate_all
 from hpcdeq.noise import Gaussian
 from hpcdeq.studies.degrade import noisy_copy
 
@@ -46,14 +46,13 @@ def main() -> None:
             estimate = np.ascontiguousarray(denoised.numpy().transpose(2, 0, 1), dtype=np.float32)
             score = evaluate_all(clean, estimate)
             scores.append(score)
-            print(
-                f"sigma {sigma:g}  {scene.name:20} PSNR {score.psnr:.2f}  SSIM {score.ssim:.4f}  SAM {score.sam:.4f}  {seconds:.1f} s"
-            )
-        print(
-            f"sigma {sigma:g}  mean                 PSNR {np.mean([s.psnr for s in scores]):.2f}  "
-            f"SSIM {np.mean([s.ssim for s in scores]):.4f}  SAM {np.mean([s.sam for s in scores]):.4f}  "
-            f"ERGAS {np.mean([s.ergas for s in scores]):.2f}"
-        )
+            print(line(sigma, scene.name, [score]), f"{seconds:.1f} s")
+        print(line(sigma, "mean", scores))
+
+
+def line(sigma: float, name: str, scores: list[Scores]) -> str:
+    mean = {k: np.mean([getattr(s, k) for s in scores]) for k in ("psnr", "ssim", "sam", "ergas")}
+    return f"sigma {sigma:g}  {name:20} " + "  ".join(f"{k.upper()} {v:.4g}" for k, v in mean.items())
 
 
 if __name__ == "__main__":

@@ -71,4 +71,3 @@ def test_a_full_scene_is_ingested_and_denoised_within_4_gib(tmp_path: Path) -> N
     assert np.isfinite(denoised.read()).all()
     assert ingest < 1 * GIB, f"ingest needed {ingest / GIB:.2f} GiB"
     assert denoise < 4 * GIB, f"denoise needed {denoise / GIB:.2f} GiB"
-    print(f"ingest {ingest / GIB:.2f} GiB, denoise {denoise / GIB:.2f} GiB")
