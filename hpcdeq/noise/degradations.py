@@ -49,7 +49,8 @@ class Gaussian:
         _check_kind(self.kind, "gaussian")
         if (self.sigma is None) == (self.sigma_range is None):
             raise ValueError(
-                f"give either sigma or sigma_range, got sigma={self.sigma}, sigma_range={self.sigma_range}"
+                f"give either sigma or sigma_range and set the other to null, got sigma={self.sigma}, "
+                f"sigma_range={self.sigma_range}"
             )
         if self.sigma_range is not None:
             _check_range(self.sigma_range)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -78,6 +79,7 @@ def test_the_record_of_a_continued_run_has_every_step_once(
         with pytest.raises(Killed):
             train(cut)
     train(cut)
+    assert not [t for t in threading.enumerate() if t.name == "hpcdeq-stream" and t.is_alive()]
     lines = [json.loads(line) for line in (tmp_path / "cut/metrics.jsonl").read_text().splitlines()]
     steps = [(line["phase"], line["step"]) for line in lines if "loss" in line]
     assert steps == [("pretrain", i) for i in range(1, 8)] + [("train", i) for i in range(1, 9)]
