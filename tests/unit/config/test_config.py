@@ -72,7 +72,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 
 
 def test_every_example_recipe_is_valid() -> None:
-    recipes = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
+    recipes = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
     assert recipes
     for recipe in recipes:
         load_train_config(recipe, [DATA])
