@@ -6,6 +6,7 @@ import contextlib
 import queue
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -151,17 +152,29 @@ class PatchStream:
 
     def _produce(self, epoch: int, skip: int) -> Iterator[Batch]:
         pending: list[tuple[BlockId, NDArray[Any]]] = []
-        for group in self.order(epoch):
-            if skip >= len(group):
-                skip -= len(group)
-                continue
-            pending += self._decode(group[skip:])
-            skip = 0
+        for decoded in self._decoded(epoch, skip):
+            pending += decoded
             whole = len(pending) // self.batch * self.batch
             yield from self._batches(epoch, pending[:whole])
             # Copies, so that a few left-over blocks do not keep their shards in memory.
             pending = [(block, pixels.copy()) for block, pixels in pending[whole:]]
         yield from self._batches(epoch, pending)
+
+    def _decoded(self, epoch: int, skip: int) -> Iterator[list[tuple[BlockId, NDArray[Any]]]]:
+        """Decode group by group, the next one while the blocks of this one are used."""
+        with ThreadPoolExecutor(1, "hpcdeq-decode") as pool:
+            ahead: Future[list[tuple[BlockId, NDArray[Any]]]] | None = None
+            for group in self.order(epoch):
+                if skip >= len(group):
+                    skip -= len(group)
+                    continue
+                upcoming = pool.submit(self._decode, group[skip:])
+                skip = 0
+                if ahead is not None:
+                    yield ahead.result()
+                ahead = upcoming
+            if ahead is not None:
+                yield ahead.result()
 
     def _decode(self, blocks: list[BlockId]) -> list[tuple[BlockId, NDArray[Any]]]:
         needed = list(dict.fromkeys((block.scene, block.shard) for block in blocks))

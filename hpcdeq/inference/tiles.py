@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -73,17 +74,19 @@ class Convergence:
 
 
 def prepare(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
-    """Set a model's solver as the settings say, and move it to the device."""
+    """Return the model with its solver set as the settings say, on the device; the one given keeps its settings."""
     changes: dict[str, Any] = {
         k: v
         for k, v in (("iterations", settings.iterations), ("tolerance", settings.tolerance))
         if v is not None
     }
     try:
-        model.settings = replace(model.settings, solver=replace(model.settings.solver, **changes))
+        solver = replace(model.settings.solver, **changes)
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    return model.to(choose_device(settings.device)).eval()
+    prepared = copy.copy(model)
+    prepared.settings = replace(model.settings, solver=solver)
+    return prepared.to(choose_device(settings.device)).eval()
 
 
 @torch.inference_mode()

@@ -185,3 +185,11 @@ def test_wrong_settings_are_refused(archive: Archive, model_folder: Path, tmp_pa
         denoise_archive(archive, model_folder, tmp_path / "o", DenoiseSettings(device="tpux"))
     with pytest.raises(ValueError, match="model's 7 bands"):
         denoise_array(small_model(), np.zeros((3, 9, 9), np.float32), SETTINGS)
+
+
+def test_settings_do_not_change_the_model_they_are_given() -> None:
+    model, noisy = small_model(), smooth_scene(0, 7, 30, 30)
+    before = denoise_array(model, noisy, SETTINGS)
+    other = denoise_array(model, noisy, DenoiseSettings(device="cpu", iterations=1))
+    assert not np.array_equal(other, before)
+    assert np.array_equal(denoise_array(model, noisy, SETTINGS), before)
