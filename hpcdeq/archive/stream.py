@@ -202,7 +202,7 @@ class PatchStream:
             which = int(generator(*key, _AUGMENT).integers(8)) if self.augment else 0
             scale = np.float32(self._scales[block.scene])
             np.multiply(_symmetry(_extend(pixels, n), which), scale, out=clean[i], dtype=np.float32)
-            noisy[i], sigma[i] = add_noise(clean[i], self.degradation, key)
+            _, sigma[i] = add_noise(clean[i], self.degradation, key, out=noisy[i])
         return Batch(clean=clean, noisy=noisy, sigma=sigma)
 
     def _compute(self, tasks: list[Any]) -> list[Any]:

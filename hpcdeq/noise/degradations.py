@@ -9,7 +9,7 @@ from typing import ClassVar, Literal, TypeAlias, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdeq.noise.keyed import generator, stable_hash
+from hpcdeq.noise.keyed import fill_normal, generator, stable_hash
 
 _UNIT = 255.0
 _STRUCTURE = stable_hash("hpcdeq.noise.structure")
@@ -121,7 +121,11 @@ class _Structure:
 
 
 def add_noise(
-    clean: NDArray[np.float32], degradation: Degradation, key: tuple[int, ...], strip: int = 0
+    clean: NDArray[np.float32],
+    degradation: Degradation,
+    key: tuple[int, ...],
+    strip: int = 0,
+    out: NDArray[np.float32] | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Degrade a block, a scene, or one strip of a scene.
 
@@ -139,6 +143,8 @@ def add_noise(
         Integers that name the block or scene, and the seed, always in the same number.
     strip
         Number of the strip.
+    out
+        C-contiguous array for the noisy block; a new one is made if there is none.
 
     Returns
     -------
@@ -156,7 +162,8 @@ def add_noise(
     bands, _, width = clean.shape
     structure = _draw_structure(degradation, generator(_STRUCTURE, *key), bands, width)
     pixels = generator(_PIXELS, *key, strip)
-    noisy = pixels.standard_normal(clean.shape, dtype=np.float32)
+    noisy = np.empty(clean.shape, np.float32) if out is None else out
+    fill_normal(pixels, noisy)
     noisy *= structure.sigmas[:, None, None]
     noisy += clean
     for band, (columns, shifts) in structure.stripes.items():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hpcdeq.noise import generator, stable_hash
+from hpcdeq.noise.keyed import fill_normal
 
 
 def test_golden_values() -> None:
@@ -52,3 +53,34 @@ def test_stable_hash_is_a_non_negative_64_bit_integer() -> None:
     hashes = [stable_hash(f"scene_{i}") for i in range(1000)]
     assert len(set(hashes)) == 1000
     assert all(0 <= h < 2**63 for h in hashes)
+
+
+def normal(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    values = np.full(shape, np.nan, np.float32)
+    fill_normal(rng, values)
+    return values
+
+
+def test_normal_numbers_are_standard_normal() -> None:
+    values = normal(generator(1, 2), (31, 400, 401))
+    assert values.shape == (31, 400, 401)
+    assert values.dtype == np.float32
+    assert np.isfinite(values).all()
+    flat = values.ravel().astype(np.float64)
+    count = flat.size
+    assert abs(flat.mean()) < 4 / np.sqrt(count)
+    assert abs(flat.var() - 1) < 4 * np.sqrt(2 / count)
+    assert abs((flat**3).mean()) < 4 * np.sqrt(15 / count)
+    assert abs((flat**4).mean() - 3) < 4 * np.sqrt(96 / count)
+    # Both halves of the transform, and neighbours, are independent.
+    half = count // 2
+    for a, b in ((flat[:half], flat[half : 2 * half]), (flat[:-1], flat[1:])):
+        assert abs((a * b).mean()) < 4 / np.sqrt(len(a))
+        assert abs((a**2 * b**2).mean() - 1) < 20 / np.sqrt(len(a))
+    for edge, share in ((1, 0.3173105), (2, 0.0455003), (3, 0.0026998), (4, 6.334e-5)):
+        assert abs((np.abs(flat) > edge).mean() - share) < 4 * np.sqrt(share / count)
+
+
+def test_normal_numbers_of_odd_shapes_and_the_same_key_agree() -> None:
+    assert np.array_equal(normal(generator(3), (3, 5, 7)), normal(generator(3), (105,)).reshape(3, 5, 7))
+    assert normal(generator(3), (1,)).shape == (1,)
