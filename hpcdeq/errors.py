@@ -52,7 +52,3 @@ class PartialFailureError(HpcdeqError, RuntimeError):
     """The work is finished, but some scenes or units failed; they are listed."""
 
     exit_code = 3
-
-
-class HpcdeqWarning(UserWarning):
-    """Something the user should know, though the work goes on."""
