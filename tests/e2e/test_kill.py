@@ -17,6 +17,7 @@ import torch
 
 from hpcdeq.archive import open_archive
 from hpcdeq.models import ModelSettings, PriorSettings, SparseDenoiser, SupportSettings, save_model
+from hpcdeq.solvers import Picard
 from tests.conftest import add_scene, smooth_scene
 
 KILLS = 20
@@ -114,9 +115,9 @@ def test_train(tmp_path: Path) -> None:
         "dictionary.iterations=2",
         "data.batch=4",
         "data.val_blocks=4",
-        "training.pretrain_steps=60",
-        "training.steps=60",
-        "training.validate_every=20",
+        "training.pretrain_steps=30",
+        "training.steps=30",
+        "training.validate_every=10",
         "training.checkpoint_every=5",
     ]
 
@@ -138,7 +139,10 @@ def test_denoise(tmp_path: Path) -> None:
     torch.manual_seed(0)
     atoms = torch.rand(BANDS, 20)
     settings = ModelSettings(
-        block=32, prior=PriorSettings(layers=3, filters=16), support=SupportSettings(size=3)
+        block=32,
+        prior=PriorSettings(layers=2, filters=16),
+        support=SupportSettings(size=3),
+        solver=Picard(iterations=6, tolerance=0),
     )
     save_model(
         SparseDenoiser(settings, atoms / torch.linalg.vector_norm(atoms, dim=0)), tmp_path / "model", {}
