@@ -21,7 +21,7 @@ def real_data() -> Path:
     """Folder with real scenes, named by HPCDEQ_DATA."""
     folder = os.environ.get("HPCDEQ_DATA")
     if not folder:
-        pytest.skip("HPCDEQ_DATA is not set: no real scenes")
+        pytest.skip("set HPCDEQ_DATA to the folder of real scenes (cave/, formats/) to run this")
     return Path(folder).resolve()
 
 

@@ -80,9 +80,9 @@ def denoise_archive(
             except HpcdeqError as error:
                 report.failed[name] = str(error)
                 say(f"{name}: {error}")
-                continue
-            (report.skipped if convergence is None else report.done).append(name)
-            report.convergence += convergence or Convergence()
+            else:
+                (report.skipped if convergence is None else report.done).append(name)
+                report.convergence += convergence or Convergence()
             bar.advance()
     denoised.close()
     return report
@@ -94,13 +94,8 @@ class _Job:
     def __init__(
         self, model: SparseDenoiser, weights: str, settings: DenoiseSettings, out: Archive, overwrite: bool
     ) -> None:
-        self.model, self.weights, self.settings, self.out, self.overwrite = (
-            model,
-            weights,
-            settings,
-            out,
-            overwrite,
-        )
+        self.model, self.weights, self.settings = model, weights, settings
+        self.out, self.overwrite = out, overwrite
         self.ledger = out.path.with_name(f"{out.path.name}.ledger")
 
     def denoise(self, scene: Scene, note: Callable[[str], None]) -> Convergence | None:
@@ -144,10 +139,11 @@ class _Job:
 
     def _compute(self, scene: Scene, unit: Window, draft: SceneDraft) -> Record:
         values, convergence = denoise_window(self.model, scene.read, scene.extent, unit, self.settings)
-        values[:, ~scene.valid_mask(unit)] = 0.0
-        draft.write(unit, values)
         if scene.has_mask:
-            draft.write_mask(unit, scene.valid_mask(unit))
+            valid = scene.valid_mask(unit)
+            values[:, ~valid] = 0.0
+            draft.write_mask(unit, valid)
+        draft.write(unit, values)
         sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in _files(draft, unit)}
         return Record(window=unit, checksums=sums, convergence=asdict(convergence))
 
@@ -176,11 +172,9 @@ def _units(scene: Scene) -> Iterator[Window]:
 
 
 def _files(draft: SceneDraft, unit: Window) -> list[Path]:
-    return [draft.scene.shard_path(shard) for shard in draft.scene.shards() if _inside(shard, unit)]
-
-
-def _inside(shard: Window, unit: Window) -> bool:
-    return shard.intersect(unit) == shard
+    """Shard files of a unit."""
+    shards = partition(unit.height, unit.width, *draft.scene.shard_shape)
+    return [draft.scene.shard_path(shard.shift(unit.y0, unit.x0)) for shard in shards]
 
 
 def _intact(draft: SceneDraft, record: Record) -> bool:

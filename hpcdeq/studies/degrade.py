@@ -67,11 +67,11 @@ def _degrade(scene: Scene, noisy: Archive, degradation: Degradation, seed: int) 
     _, height, width = scene.shape
     for strip, rows in enumerate(partition(height, width, edge_y, width)):
         values, _ = add_noise(scene.read(rows), degradation, (seed, stable_hash(scene.name)), strip)
-        valid = scene.valid_mask(rows)
-        values[:, ~valid] = 0.0
-        draft.write(rows, values)
         if scene.has_mask:
+            valid = scene.valid_mask(rows)
+            values[:, ~valid] = 0.0
             draft.write_mask(rows, valid)
+        draft.write(rows, values)
     draft.publish()
 
 

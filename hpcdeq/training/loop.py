@@ -110,16 +110,11 @@ class _Trainer:
         if self.at.best is None:
             self._validate()  # how the phase begins; and there is a checkpoint to fall back on
         with Bar(PHASES[phase], steps, self.at.step) as bar:
+            batches = self._batches()
             while self.at.step < steps:
-                rollbacks = self.at.rollbacks
-                for clean, noisy, waited in self._batches():
-                    note = self._step(clean, noisy, waited)
-                    bar.advance(note)
-                    if self.at.rollbacks != rollbacks:
-                        bar.done = self.at.step
-                        break
-                    if self.at.step >= steps:
-                        break
+                note = self._step(*next(batches))
+                bar.done = self.at.step  # a roll-back goes back
+                bar.note(note)
 
     def export(self) -> Path:
         """Write the best model of the last phase that was trained."""

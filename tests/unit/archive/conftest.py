@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -49,11 +48,3 @@ def take(tmp_path, hpcdeq):
         return scene
 
     return run
-
-
-@pytest.fixture(scope="session")
-def real_data() -> Path:
-    folder = os.environ.get("HPCDEQ_DATA")
-    if not folder:
-        pytest.skip("set HPCDEQ_DATA to the folder of real scenes (cave/, formats/) to run this")
-    return Path(folder)

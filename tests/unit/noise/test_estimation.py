@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -64,12 +63,9 @@ def test_odd_sizes_and_strange_shapes() -> None:
             estimate_sigma(np.zeros(shape, np.float32))
 
 
-def test_within_twelve_percent_on_real_scenes() -> None:
-    root = os.environ.get("HPCDEQ_DATA")
-    if not root:
-        pytest.skip("HPCDEQ_DATA names no folder of real scenes")
+def test_within_twelve_percent_on_real_scenes(real_data: Path) -> None:
     for name in ("cloth_ms", "beads_ms"):  # the two with the finest texture
-        files = sorted((Path(root) / "cave" / "train" / name).glob("*.png"))[::6]
+        files = sorted((real_data / "cave" / "train" / name).glob("*.png"))[::6]
         clean = np.stack([np.asarray(Image.open(p), np.float32) / 65535 for p in files])
         for sigma in (10, 70):
             noisy, truth = add_noise(clean, Gaussian(sigma=sigma), (1,))

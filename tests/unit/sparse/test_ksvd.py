@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -26,13 +24,10 @@ def generated_spectra(n: int = 4000) -> Tensor:
     return torch.from_numpy(0.1 * weights @ basis + 0.002 * rng.standard_normal((n, 31))).float()
 
 
-def real_spectra(n: int = 1000) -> Tensor:
-    root = os.environ.get("HPCDEQ_DATA")
-    if not root:
-        pytest.skip("HPCDEQ_DATA names no folder of real scenes")
+def real_spectra(root: Path, n: int = 1000) -> Tensor:
     rng = np.random.default_rng(0)
     parts = []
-    for scene in sorted((Path(root) / "cave" / "train").iterdir())[:4]:
+    for scene in sorted((root / "cave" / "train").iterdir())[:4]:
         bands = [np.asarray(Image.open(p), np.float32) / 65535 for p in sorted(scene.glob("*.png"))]
         pixels = np.stack(bands).reshape(31, -1).T
         parts.append(pixels[rng.choice(len(pixels), n, replace=False)])
@@ -45,9 +40,10 @@ def rms_error(signals: Tensor, dictionary: Tensor, sparsity: int) -> float:
     return float((signals - coded).square().mean().sqrt())
 
 
-@pytest.mark.parametrize("spectra", [generated_spectra, real_spectra])
-def test_codes_as_well_as_scikit_learn(spectra: Callable[[], Tensor]) -> None:
-    signals = spectra()
+@pytest.mark.parametrize("spectra", ["generated", "real"])
+def test_codes_as_well_as_scikit_learn(spectra: str, request: pytest.FixtureRequest) -> None:
+    real = spectra == "real"
+    signals = real_spectra(request.getfixturevalue("real_data")) if real else generated_spectra()
     ours = learn_dictionary(signals, KSvdSettings(atoms=64, sparsity=4)).dictionary
     peer = MiniBatchDictionaryLearning(
         n_components=64,
@@ -114,8 +110,8 @@ def test_idle_and_duplicate_atoms_are_replaced() -> None:
     assert result.errors[0] > 1e-4
 
 
-def test_real_size_is_fast_and_exact_enough() -> None:
-    signals = real_spectra(1500)
+def test_real_size_is_fast_and_exact_enough(real_data: Path) -> None:
+    signals = real_spectra(real_data, 1500)
     result = learn_dictionary(signals, KSvdSettings(iterations=3))
     assert result.dictionary.shape == (31, 512)
     assert result.errors[-1] < 0.004

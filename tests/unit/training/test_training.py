@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import threading
 from pathlib import Path
@@ -86,18 +87,21 @@ def test_the_record_of_a_continued_run_has_every_step_once(
     assert {"forward_residual", "backward_residual", "b", "data_seconds"} <= lines[-2].keys()
 
 
-def test_steps_that_are_not_finite_are_skipped_and_counted(
-    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls = 0
+def break_steps(monkeypatch: pytest.MonkeyPatch, bad: range) -> None:
+    """Make the loss of these steps, counted from 1, not a number."""
+    calls = itertools.count(1)
     original = training_loop.F.mse_loss
 
     def loss(estimate: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return original(estimate, clean) * (torch.nan if calls in (3, 4) else 1.0)
+        return original(estimate, clean) * (torch.nan if next(calls) in bad else 1.0)
 
     monkeypatch.setattr(training_loop.F, "mse_loss", loss)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_steps(monkeypatch, range(3, 5))
     folder = train(config(archive, tmp_path / "run"))
     card = json.loads((folder / "model.json").read_text())
     assert card["provenance"]["skipped_steps"] == 2
@@ -108,15 +112,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
 def test_several_bad_steps_in_a_row_reload_the_last_checkpoint_with_a_smaller_rate(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = 0
-    original = training_loop.F.mse_loss
-
-    def loss(estimate: torch.Tensor, clean: torch.Tensor) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return original(estimate, clean) * (torch.nan if 11 <= calls <= 15 else 1.0)
-
-    monkeypatch.setattr(training_loop.F, "mse_loss", loss)
+    break_steps(monkeypatch, range(11, 16))
     run = tmp_path / "run"
     folder = train(config(archive, run))
     card = json.loads((folder / "model.json").read_text())
