@@ -5,12 +5,10 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
-from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from dask.base import compute
@@ -21,9 +19,11 @@ from hpcdeq.archive.scene import Scene
 from hpcdeq.noise import Degradation, add_noise, generator, stable_hash
 from hpcdeq.tiling import Window
 
+T = TypeVar("T")
+
 _QUEUE = 4  # batches that wait for the consumer
-# Last word of a Philox key: what the numbers are for, so that no two uses share a sequence.
-_ORDER, _OFFSET, _AUGMENT = 1, 2, 3
+# Last word of a key: what the numbers are for, so that no two uses share a sequence.
+_ORDER, _OFFSET = 1, 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +40,14 @@ class Batch:
 
 @dataclass(frozen=True, slots=True)
 class BlockId:
-    """Where a block lies: what its noise and its augmentation are drawn from."""
+    """Where a block lies, which its noise is drawn from, and how it is turned."""
 
     scene: int
     """Index into the stream's scenes."""
     shard: Window
     window: Window
+    symmetry: int
+    """Which of the 8 symmetries of the square is applied; 0 is none."""
 
 
 class PatchStream:
@@ -139,26 +141,40 @@ class PatchStream:
 
         Decoding runs ahead in threads; closing the iterator stops them.
         """
-        yield from _ahead(partial(self._produce, epoch, start * self.batch))
+        with ThreadPoolExecutor(self.workers, "hpcdeq-batch") as pool:
+
+            def produce() -> Iterator[Future[Batch]]:
+                for part in self._parts(epoch, start * self.batch):
+                    yield pool.submit(self._batch, epoch, part)
+
+            with contextlib.closing(_ahead(produce)) as futures:
+                for future in futures:
+                    yield future.result()
 
     def _blocks(self, epoch: int, scene: int, shard: Window) -> Iterator[BlockId]:
         n = self.block
         rng = generator(self.seed, epoch, self._keys[scene], shard.y0, shard.x0, _OFFSET)
         dy, dx = (int(rng.integers(size % n + 1)) if size > n else 0 for size in (shard.height, shard.width))
-        for row in range(_cells(shard.height, n)):
-            for column in range(_cells(shard.width, n)):
+        rows, columns = _cells(shard.height, n), _cells(shard.width, n)
+        symmetries = rng.integers(8 if self.augment else 1, size=(rows, columns)).tolist()
+        for row in range(rows):
+            for column in range(columns):
                 y, x = shard.y0 + dy + row * n, shard.x0 + dx + column * n
-                yield BlockId(scene, shard, Window(y, min(y + n, shard.y1), x, min(x + n, shard.x1)))
+                window = Window(y, min(y + n, shard.y1), x, min(x + n, shard.x1))
+                yield BlockId(scene, shard, window, symmetries[row][column])
 
-    def _produce(self, epoch: int, skip: int) -> Iterator[Batch]:
+    def _parts(self, epoch: int, skip: int) -> Iterator[list[tuple[BlockId, NDArray[Any]]]]:
+        """Decoded blocks of each batch, from block ``skip`` of the epoch on."""
         pending: list[tuple[BlockId, NDArray[Any]]] = []
         for decoded in self._decoded(epoch, skip):
             pending += decoded
-            whole = len(pending) // self.batch * self.batch
-            yield from self._batches(epoch, pending[:whole])
+            while len(pending) >= self.batch:
+                yield pending[: self.batch]
+                del pending[: self.batch]
             # Copies, so that a few left-over blocks do not keep their shards in memory.
-            pending = [(block, pixels.copy()) for block, pixels in pending[whole:]]
-        yield from self._batches(epoch, pending)
+            pending = [(block, pixels.copy()) for block, pixels in pending]
+        if pending:
+            yield pending
 
     def _decoded(self, epoch: int, skip: int) -> Iterator[list[tuple[BlockId, NDArray[Any]]]]:
         """Decode group by group, the next one while the blocks of this one are used."""
@@ -179,34 +195,24 @@ class PatchStream:
     def _decode(self, blocks: list[BlockId]) -> list[tuple[BlockId, NDArray[Any]]]:
         needed = list(dict.fromkeys((block.scene, block.shard) for block in blocks))
         reads = [delayed(self.scenes[scene].stored)(shard) for scene, shard in needed]
-        shards = dict(zip(needed, self._compute(reads), strict=True))
+        decoded = compute(*reads, scheduler="threads", num_workers=self.workers)
+        shards = dict(zip(needed, decoded, strict=True))
         return [
             (b, shards[b.scene, b.shard][(slice(None), *b.window.shift(-b.shard.y0, -b.shard.x0).slices)])
             for b in blocks
         ]
 
-    def _batches(self, epoch: int, blocks: list[tuple[BlockId, NDArray[Any]]]) -> Iterator[Batch]:
-        parts = (blocks[i : i + self.batch] for i in range(0, len(blocks), self.batch))
-        while several := list(islice(parts, self.workers)):
-            yield from self._compute(
-                [delayed(self._batch)(epoch, delayed(part, traverse=False)) for part in several]
-            )
-
     def _batch(self, epoch: int, blocks: list[tuple[BlockId, NDArray[Any]]]) -> Batch:
         n, bands = self.block, self.scenes[0].shape[0]
-        clean = np.empty((len(blocks), bands, n, n), np.float32)
-        noisy = np.empty_like(clean)
+        clean, noisy = np.empty((2, len(blocks), bands, n, n), np.float32)
         sigma = np.empty((len(blocks), bands), np.float32)
         for i, (block, pixels) in enumerate(blocks):
             key = (self.seed, epoch, self._keys[block.scene], block.window.y0, block.window.x0)
-            which = int(generator(*key, _AUGMENT).integers(8)) if self.augment else 0
-            scale = np.float32(self._scales[block.scene])
-            np.multiply(_symmetry(_extend(pixels, n), which), scale, out=clean[i], dtype=np.float32)
+            # Copied out of its shard first: a turned block read from cold memory takes twice as long.
+            turned = _symmetry(_extend(pixels.copy(), n), block.symmetry)
+            np.multiply(turned, np.float32(self._scales[block.scene]), out=clean[i], dtype=np.float32)
             _, sigma[i] = add_noise(clean[i], self.degradation, key, out=noisy[i])
         return Batch(clean=clean, noisy=noisy, sigma=sigma)
-
-    def _compute(self, tasks: list[Any]) -> list[Any]:
-        return list(compute(*tasks, scheduler="threads", num_workers=self.workers))
 
 
 def _cells(size: int, block: int) -> int:
@@ -227,12 +233,12 @@ def _symmetry(pixels: NDArray[Any], which: int) -> NDArray[Any]:
     return turned[:, :, ::-1] if which >= 4 else turned
 
 
-def _ahead(produce: Callable[[], Iterator[Batch]]) -> Iterator[Batch]:
+def _ahead(produce: Callable[[], Iterator[T]]) -> Generator[T]:
     """Run an iterator in a thread, a bounded number of items ahead; its errors are raised here."""
-    ready: queue.Queue[Batch | BaseException | None] = queue.Queue(maxsize=_QUEUE)
+    ready: queue.Queue[T | BaseException | None] = queue.Queue(maxsize=_QUEUE)
     stopped = threading.Event()
 
-    def put(item: Batch | BaseException | None) -> None:
+    def put(item: T | BaseException | None) -> None:
         while not stopped.is_set():
             with contextlib.suppress(queue.Full):
                 ready.put(item, timeout=0.1)

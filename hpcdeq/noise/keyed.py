@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
+import threading
 
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 1 << 15  # numbers made at once: their temporary arrays stay in the processor's cache
+_CHUNK = 1 << 17  # numbers made at once: their temporary arrays stay in the processor's cache
+_thread = (
+    threading.local()
+)  # each thread's scratch: fresh memory for every block would cost more than its noise
 
 
 def generator(*key: int) -> np.random.Generator:
-    """Random generator of a key, counter-based (Philox), so that all keys' streams are independent.
+    """Random generator of a key: SFC64, the fastest of NumPy's, started from a 128-bit digest of the key.
 
     Parameters
     ----------
@@ -22,12 +26,11 @@ def generator(*key: int) -> np.random.Generator:
 
     References
     ----------
-    Salmon, Moraes, Dror, Shaw: *Parallel random numbers: as easy as 1, 2, 3*, SC 2011,
-    doi:10.1145/2063384.2063405.
+    Doty-Humphrey: *PractRand*, 2014 (sfc64); O'Neill: *Simple portable C++ seed entropy*, 2015 (NumPy's seeding).
     """
     text = ",".join(str(operator.index(part)) for part in key)
     digest = hashlib.blake2b(text.encode(), digest_size=16).digest()
-    return np.random.Generator(np.random.Philox(key=int.from_bytes(digest, "little")))
+    return np.random.Generator(np.random.SFC64(int.from_bytes(digest, "little")))
 
 
 def fill_normal(rng: np.random.Generator, out: NDArray[np.float32]) -> None:
@@ -43,20 +46,25 @@ def fill_normal(rng: np.random.Generator, out: NDArray[np.float32]) -> None:
     """
     flat = out.reshape(-1)
     assert np.shares_memory(flat, out), "the array must be C-contiguous"
+    if not hasattr(_thread, "scratch"):
+        _thread.scratch = np.empty(_CHUNK * 3 // 2, np.float32)
+    scratch = _thread.scratch
     for begin in range(0, flat.size, _CHUNK):
         values = flat[begin : begin + _CHUNK]
         half = -(-values.size // 2)
         raw = rng.bit_generator.random_raw(half).view(np.uint32)
-        uniform = np.multiply(raw, np.float32(2**-32), dtype=np.float32)
-        radius, angle = uniform[:half], uniform[half:]
+        radius, angle, cosine = scratch[: 3 * half].reshape(3, half)
+        np.multiply(raw[:half], np.float32(2**-32), out=radius, dtype=np.float32)
+        np.multiply(raw[half:], np.float32(2 * math.pi * 2**-32), out=angle, dtype=np.float32)
         radius += np.float32(2**-33)  # never 0, whose logarithm is infinite
         np.log(radius, out=radius)
         radius *= np.float32(-2)
         np.sqrt(radius, out=radius)
-        angle *= np.float32(2 * math.pi)
-        np.multiply(radius, np.cos(angle), out=values[:half])
+        np.cos(angle, out=cosine)
+        np.multiply(radius, cosine, out=values[:half])
+        np.sin(angle, out=angle)
         rest = values.size - half
-        np.multiply(radius[:rest], np.sin(angle[:rest]), out=values[half:])
+        np.multiply(radius[:rest], angle[:rest], out=values[half:])
 
 
 def stable_hash(text: str) -> int:

@@ -21,7 +21,7 @@ from hpcdeq.sparse import KSvdSettings, learn_dictionary
 
 _HELD_OUT = 10  # every tenth scene
 _PIXELS = 20_000  # spectra a dictionary is learnt from
-_DICTIONARY, _VALIDATION = 11, 12  # what a Philox key is for
+_DICTIONARY, _VALIDATION = 11, 12  # what a key is for
 
 
 def split(config: TrainConfig) -> tuple[list[Scene], list[Scene]]:

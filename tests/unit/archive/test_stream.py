@@ -37,9 +37,9 @@ def test_blocks_of_an_epoch_do_not_overlap_and_stay_in_their_shard(archive: Arch
 
 
 def test_over_the_epochs_every_pixel_is_seen(archive: Archive) -> None:
-    patches = stream(archive, block=60)
+    patches = stream(archive, block=65)  # small remainders: a corner is seen in one of 156 epochs
     covered = [np.zeros(scene.shape[1:], int) for scene in patches.scenes]
-    for epoch in range(600):
+    for epoch in range(1500):
         for group in patches.order(epoch):
             for block in group:
                 covered[block.scene][block.window.slices] += 1

@@ -14,10 +14,10 @@ from hpcdeq.noise.keyed import fill_normal
 
 def test_golden_values() -> None:
     # A change here changes every noisy scene that studies compare, and the sample order of training.
-    assert generator(0, 1, 2).integers(1 << 32, size=3).tolist() == [1852763183, 2322314637, 867566586]
+    assert generator(0, 1, 2).integers(1 << 32, size=3).tolist() == [441296454, 2282796311, 164913946]
     values = generator(7).standard_normal(3, dtype=np.float32)
     np.testing.assert_allclose(
-        values, [-0.3203832805156708, -0.6316829919815063, -0.12086914479732513], rtol=1e-6
+        values, [-0.9177600145339966, 0.10006245225667953, -0.5161933302879333], rtol=1e-6
     )
     assert stable_hash("stuffed_toys") == 2229013632290045451
 
