@@ -13,7 +13,7 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from hpcdeq.archive import layout
+from hpcdeq.archive import layout, shard
 from hpcdeq.archive.layout import RADIANCE, SHARD_CHECKSUM, SceneHeader
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window, partition
@@ -46,6 +46,7 @@ class Scene:
         self._group = group
         self.radiance: zarr.Array[Any] = array
         _check_metadata(self.name, group, array)
+        self._whole_shards = shard.readable(array)
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -123,6 +124,8 @@ class Scene:
         """
         window = window or self.extent
         try:
+            if self._whole_shards and window == self._shard_at(window.y0, window.x0):
+                return shard.read_shard(self.shard_path(window), self.radiance, window)
             return np.asarray(self.radiance[(slice(None), *window.slices)])
         except Exception as error:  # codecs raise whatever they like
             raise SceneError(
@@ -142,6 +145,11 @@ class Scene:
             self.stored(window), np.float32(self.scale_factor), dtype=np.float32
         )
         return values
+
+    def _shard_at(self, y: int, x: int) -> Window:
+        (edge_y, edge_x), (_, height, width) = self.shard_shape, self.shape
+        y0, x0 = y // edge_y * edge_y, x // edge_x * edge_x
+        return Window(y0, min(y0 + edge_y, height), x0, min(x0 + edge_x, width))
 
     def shard_path(self, window: Window) -> Path:
         """File of the shard that holds ``window``."""

@@ -1,0 +1,94 @@
+"""Whole shards are decoded without Zarr's machinery: the same values, and no damage goes unnoticed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import zarr
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hpcdeq.archive import Archive, Scene, open_archive
+from hpcdeq.archive.layout import SceneHeader
+from hpcdeq.errors import SceneError
+from tests.conftest import add_scene
+
+
+def through_zarr(scene: Scene, window) -> np.ndarray:
+    return np.asarray(scene.radiance[(slice(None), *window.slices)])
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "float32", "float64"])
+def test_shards_are_what_zarr_reads(tmp_path, dtype: str) -> None:
+    archive = open_archive(tmp_path / "a.zarr", create=True)
+    values = np.random.default_rng(0).uniform(0, 100, (3, 300, 141)).astype(dtype)
+    values[:, :70, :70] = 0  # a chunk of nothing but the fill value
+    draft = archive.draft("scene", SceneHeader(shape=values.shape, dtype=np.dtype(dtype)))
+    for window in draft.scene.shards():
+        draft.write(window, values[(slice(None), *window.slices)])
+    draft.publish()
+    scene = archive["scene"]
+    for window in scene.shards():
+        found = scene.stored(window)
+        assert found.dtype == values.dtype
+        assert np.array_equal(found, values[(slice(None), *window.slices)])
+        assert np.array_equal(found, through_zarr(scene, window))
+
+
+def test_a_chunk_that_was_never_written_is_zeros(archive: Archive) -> None:
+    scene = archive["scene1"]
+    window = next(scene.shards())
+    file = scene.shard_path(window)
+    file.unlink()
+    array = zarr.open_array(scene.path / "radiance", mode="r+", config={"write_empty_chunks": False})
+    array[:, :65, :65] = 1.0
+    assert np.array_equal(scene.stored(window), through_zarr(scene, window))
+    assert scene.stored(window)[:, 65:].max() == 0
+
+
+def test_another_codec_is_left_to_zarr(archive: Archive) -> None:
+    scene = archive["scene1"]
+    group = zarr.open_group(scene.path, mode="r+")
+    pixels = scene.stored()
+    attributes = dict(scene.radiance.attrs)
+    del group["radiance"]
+    array = group.create_array(
+        "radiance", data=pixels, chunks=(7, 30, 30), shards=(7, 90, 90), attributes=attributes
+    )
+    again = archive["scene1"]
+    assert array.shards == (7, 90, 90)
+    assert np.array_equal(again.stored(next(again.shards())), pixels)
+
+
+@given(data=st.data())
+@settings(max_examples=60)
+def test_no_flipped_bit_goes_unnoticed(tmp_path_factory, data) -> None:
+    archive = open_archive(tmp_path_factory.mktemp("flip") / "a.zarr", create=True)
+    add_scene(archive, "scene", np.random.default_rng(1).uniform(size=(2, 70, 80)).astype(np.float32))
+    scene = archive["scene"]
+    window = next(scene.shards())
+    file = scene.shard_path(window)
+    content = bytearray(file.read_bytes())
+    bit = data.draw(st.integers(0, len(content) * 8 - 1))
+    content[bit // 8] ^= 1 << bit % 8
+    file.write_bytes(content)
+    with pytest.raises(SceneError, match="cannot read rows 0:70, columns 0:80: stored crc32c"):
+        scene.stored(window)
+
+
+@pytest.mark.parametrize("kept", [0, 3, 50, -1])
+def test_a_truncated_shard_is_an_error(archive: Archive, kept: int) -> None:
+    scene = archive["scene1"]
+    window = next(scene.shards())
+    file = scene.shard_path(window)
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(SceneError, match="cannot read rows"):
+        scene.stored(window)
+
+
+def test_a_lost_shard_is_an_error_not_zeros(archive: Archive) -> None:
+    scene = archive["scene1"]
+    window = next(scene.shards())
+    scene.shard_path(window).unlink()
+    with pytest.raises(SceneError, match="No such file"):
+        scene.stored(window)
