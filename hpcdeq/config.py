@@ -55,8 +55,10 @@ class TrainingConfig(_Section):
     """Steps of the whole model, equations (13) and (21)."""
     lr: float = Field(default=1e-4, gt=0)
     """Learning rate of these."""
-    lr_b_factor: float = Field(default=20.0, gt=0)
-    """Learning rate of log b, relative to that of the weights."""
+    lr_scalars_factor: float = Field(default=20.0, gt=0)
+    """Learning rate of log b and log mu, relative to that of the weights."""
+    largest_residual: float = Field(default=0.1, gt=0)
+    """A step of an equilibrium model whose blocks' mean residual is above this has no gradient worth taking: it is skipped."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient; a larger one is scaled down."""
     validate_every: int = Field(default=100, ge=1)

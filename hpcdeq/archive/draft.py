@@ -56,6 +56,18 @@ class SceneDraft:
         """Write the validity (y, x) of a window of whole shards."""
         self._array(layout.VALID_MASK)[window.slices] = valid.astype(np.uint8)
 
+    def attach(self, coordinates: dict[str, NDArray[Any]], maps: dict[str, NDArray[Any]]) -> None:
+        """Put small arrays beside the pixels: ``maps`` over the axes that ``coordinates`` name, in their order."""
+        over = {**{name: (name,) for name in coordinates}, **dict.fromkeys(maps, tuple(coordinates))}
+        for name, dimensions in over.items():
+            self._writable.create_array(
+                name,
+                data=(coordinates | maps)[name],
+                dimension_names=dimensions,
+                overwrite=True,
+                config={"write_empty_chunks": True},
+            )
+
     def publish(self) -> None:
         """Write the checksums of all shards and move the scene into the archive, in place of one of that name.
 

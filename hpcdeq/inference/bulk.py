@@ -15,7 +15,7 @@ from hpcdeq.archive.scene import crc32c_of
 from hpcdeq.console import Bar, say
 from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
 from hpcdeq.inference.ledger import Ledger, Record
-from hpcdeq.inference.tiles import Convergence, DenoiseSettings, denoise_window, prepare
+from hpcdeq.inference.tiles import Convergence, DenoiseSettings, TileSolution, denoise_window, prepare
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.models.files import read_card
 from hpcdeq.tiling import Window, partition
@@ -113,22 +113,24 @@ class _Job:
                 return None
             say(f"{scene.name}: denoised before with another model, settings or input; denoising it again")
         draft = self.out.shared_draft(scene.name, self._header(scene, fingerprint), fingerprint)
-        convergence = Convergence()
+        tiles: dict[tuple[int, int], TileSolution] = {}  # units share those at their borders
         units = list(_units(scene))
         for i, unit in enumerate(units, start=1):
             record = ledger.read(unit)
             if record is None or not _intact(draft, record):
                 record = self._compute(scene, unit, draft)
                 ledger.write(record)
-            convergence += Convergence(**record.convergence)
+            tiles |= {(tile.y0, tile.x0): tile for tile in record.tiles}
             note(f"{scene.name} unit {i}/{len(units)}")
+        _write_map(draft, tiles)
         draft.publish()
-        return convergence
+        return Convergence.of(tiles.values())
 
     def fingerprint(self, scene: Scene) -> str:
         """Digest of all that decides the bytes of a denoised scene."""
         solver = self.model.settings.solver
         what = {
+            "ledger": 2,
             "weights": self.weights,
             "solver": asdict(solver),
             "overlap": self.settings.overlap_of(self.model),
@@ -138,14 +140,14 @@ class _Job:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
     def _compute(self, scene: Scene, unit: Window, draft: SceneDraft) -> Record:
-        values, convergence = denoise_window(self.model, scene.read, scene.extent, unit, self.settings)
+        values, tiles = denoise_window(self.model, scene.read, scene.extent, unit, self.settings)
         if scene.has_mask:
             valid = scene.valid_mask(unit)
             values[:, ~valid] = 0.0
             draft.write_mask(unit, valid)
         draft.write(unit, values)
         sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in _files(draft, unit)}
-        return Record(window=unit, checksums=sums, convergence=asdict(convergence))
+        return Record(window=unit, checksums=sums, tiles=tiles)
 
     def _header(self, scene: Scene, fingerprint: str) -> SceneHeader:
         return SceneHeader(
@@ -163,6 +165,20 @@ class _Job:
                 },
             },
         )
+
+
+def _write_map(draft: SceneDraft, tiles: dict[tuple[int, int], TileSolution]) -> None:
+    """Keep beside the pixels how each tile was solved, for people to look at."""
+    rows, columns = (sorted({place[axis] for place in tiles}) for axis in (0, 1))
+    grid = [[tiles[y, x] for x in columns] for y in rows]
+    draft.attach(
+        {"tile_y": np.array(rows), "tile_x": np.array(columns)},
+        {
+            "tile_residual": np.array([[tile.residual for tile in row] for row in grid], np.float32),
+            "tile_iterations": np.array([[tile.iterations for tile in row] for row in grid], np.int32),
+            "tile_converged": np.array([[tile.converged for tile in row] for row in grid], np.uint8),
+        },
+    )
 
 
 def _units(scene: Scene) -> Iterator[Window]:

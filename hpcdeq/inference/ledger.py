@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any
 
+from hpcdeq.inference.tiles import TileSolution
 from hpcdeq.tiling import Window
 
 
@@ -19,7 +19,8 @@ class Record:
     window: Window
     checksums: dict[str, int]
     """crc32c of every shard file of the unit, by its path inside the scene."""
-    convergence: dict[str, Any]
+    tiles: list[TileSolution]
+    """How each tile of the unit was solved."""
 
 
 class Ledger:
@@ -44,7 +45,11 @@ class Ledger:
             stored = json.loads(self._path(window).read_text())
         except FileNotFoundError:
             return None
-        return Record(window=window, checksums=stored["checksums"], convergence=stored["convergence"])
+        return Record(
+            window=window,
+            checksums=stored["checksums"],
+            tiles=[TileSolution(*tile) for tile in stored["tiles"]],
+        )
 
     def write(self, record: Record) -> None:
         """Record a finished unit, in one step; its shards must be on disk already."""
@@ -52,7 +57,9 @@ class Ledger:
         path = self._path(record.window)
         aside = path.with_name(f".{path.name}.{os.getpid()}")
         with aside.open("w") as file:
-            json.dump(asdict(record), file)
+            json.dump(
+                {"checksums": record.checksums, "tiles": [astuple(tile) for tile in record.tiles]}, file
+            )
             file.flush()
             os.fsync(file.fileno())
         aside.replace(path)

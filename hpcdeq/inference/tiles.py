@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -55,6 +55,18 @@ class DenoiseSettings:
         return overlap
 
 
+@dataclass(frozen=True, slots=True)
+class TileSolution:
+    """How well the fixed point of one tile was solved."""
+
+    y0: int
+    x0: int
+    """First row and column of the tile in its scene."""
+    residual: float
+    iterations: int
+    converged: bool
+
+
 @dataclass(frozen=True, kw_only=True)
 class Convergence:
     """How well the fixed points of some tiles were solved."""
@@ -63,6 +75,16 @@ class Convergence:
     converged: int = 0
     iterations: int = 0
     worst_residual: float = 0.0
+
+    @classmethod
+    def of(cls, tiles: Collection[TileSolution]) -> Convergence:
+        """Sum up tiles."""
+        return cls(
+            tiles=len(tiles),
+            converged=sum(tile.converged for tile in tiles),
+            iterations=sum(tile.iterations for tile in tiles),
+            worst_residual=max((tile.residual for tile in tiles), default=0.0),
+        )
 
     def __add__(self, other: Convergence) -> Convergence:
         return Convergence(
@@ -92,7 +114,7 @@ def prepare(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
 @torch.inference_mode()
 def denoise_window(
     model: SparseDenoiser, read: Read, extent: Window, window: Window, settings: DenoiseSettings
-) -> tuple[NDArray[np.float32], Convergence]:
+) -> tuple[NDArray[np.float32], list[TileSolution]]:
     """Denoise one window of a scene, by all tiles of the scene that touch it.
 
     The tiles are those of the whole scene and are added in their order, so that the result for a pixel does not
@@ -114,7 +136,7 @@ def denoise_window(
     Returns
     -------
     tuple
-        Denoised pixels ``(band, y, x)``, and how the tiles converged.
+        Denoised pixels ``(band, y, x)``, and how each tile that touches the window was solved.
     """
     overlap = settings.overlap_of(model)
     tiles = tiles_of(extent.height, extent.width, model.settings.block, overlap, touching=window)
@@ -124,25 +146,21 @@ def denoise_window(
     weights = blend_weights(tiles[0].height, tiles[0].width, overlap)
     total = np.zeros((noisy.shape[0], window.height, window.width), np.float32)
     weight = np.zeros((window.height, window.width), np.float32)
-    convergence = Convergence()
+    solutions: list[TileSolution] = []
     for begin in range(0, len(tiles), settings.batch):
         batch = tiles[begin : begin + settings.batch]
         blocks = np.stack([noisy[(slice(None), *t.shift(-around.y0, -around.x0).slices)] for t in batch])
         denoised = model(torch.from_numpy(blocks).to(device))
         solved = denoised.solution
-        convergence += Convergence(
-            tiles=len(batch),
-            converged=int(solved.converged.sum()),
-            iterations=int(solved.iterations.sum()),
-            worst_residual=float(solved.residual.max()),
-        )
+        numbers = (x.tolist() for x in (solved.residual, solved.iterations, solved.converged))
+        solutions += [TileSolution(t.y0, t.x0, *found) for t, *found in zip(batch, *numbers, strict=True)]
         for tile, estimate in zip(batch, denoised.estimate.float().cpu().numpy(), strict=True):
             common = tile.intersect(window)
             inside = common.shift(-tile.y0, -tile.x0).slices
             target = common.shift(-window.y0, -window.x0).slices
             total[(slice(None), *target)] += weights[inside] * estimate[(slice(None), *inside)]
             weight[target] += weights[inside]
-    return total / weight, convergence
+    return total / weight, solutions
 
 
 def denoise_array(

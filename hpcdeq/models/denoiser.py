@@ -5,42 +5,60 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
 from hpcdeq.models.fast import FastMap
+from hpcdeq.models.full import FullMap, Identity
 from hpcdeq.models.prior import CnnPrior, PriorSettings
+from hpcdeq.models.spectra import to_blocks, to_spectra
 from hpcdeq.models.support import SupportSettings, support_basis
-from hpcdeq.solvers import Anderson, Implicit, Picard, Solution, Unrolled, equilibrium
+from hpcdeq.solvers import Adjoint, Anderson, Implicit, Solution, Solver, equilibrium
+
+_PAPER_LARGEST_B = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings:
     """Everything that makes a model except its learnt numbers.
 
-    DU-fast is ``solver = picard, tolerance 0`` with the unrolled adjoint; DEQ-fast any solver with the implicit one.
+    A deep unrolling (DU) model is ``solver = picard, tolerance 0`` with the unrolled adjoint; a deep equilibrium (DEQ) model
+    any solver with another adjoint.
     """
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    map: Literal["fast", "prior"] = "fast"
-    """The iteration: ``fast`` is equation (32); ``prior`` is none, the CNN applied once: the baseline to beat."""
+    map: Literal["fast", "full", "prior"] = "fast"
+    """The iteration: ``fast`` is equation (32), ``full`` is (14); ``prior`` is none, the CNN applied once: the baseline to beat."""
     block: int = 60
     """Edge n of a block in pixels."""
     b: float = 20.0
     """First value of the learnt penalty b: noise left in the output scales with 1 / (1 + b)."""
+    mu: float = 0.1
+    """First value of the learnt sparsity parameter mu of the full map: codes below mu / b become 0."""
+    identity: Identity = "hqs"
+    """The identity term of the full map: ``hqs`` is b I, which (8) gives; ``paper`` is I, as (10a) prints it, for b <= 1."""
+    learn_dictionary: bool = False
+    """Whether training changes the dictionary too; its atoms keep unit norm."""
     prior: PriorSettings = field(default_factory=PriorSettings)
     support: SupportSettings = field(default_factory=SupportSettings)
-    solver: Picard | Anderson = field(default_factory=Anderson)
-    adjoint: Implicit | Unrolled = field(default_factory=Implicit)
+    solver: Solver = field(default_factory=Anderson)
+    adjoint: Adjoint = field(default_factory=Implicit)
 
     def __post_init__(self) -> None:
         if self.block < 8:
             raise ValueError(f"block must be at least 8 pixels, got {self.block}")
         if not self.b > 0:
             raise ValueError(f"b must be positive, got {self.b}")
+        if not self.mu > 0:
+            raise ValueError(f"mu must be positive, got {self.mu}")
+        if self.identity == "paper" and self.b > _PAPER_LARGEST_B:
+            raise ValueError(
+                f"identity=paper diverges for b > 1 (the null space of the dictionary grows by b an iteration), got b={self.b}; "
+                "set b to at most 1, or identity=hqs"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +89,7 @@ class SparseDenoiser(nn.Module):
     def __init__(self, settings: ModelSettings, dictionary: Tensor) -> None:
         super().__init__()
         bands, atoms = dictionary.shape
-        if not settings.support.size < min(bands, atoms + 1):
+        if settings.map == "fast" and not settings.support.size < min(bands, atoms + 1):
             raise ValueError(
                 f"support.size must be below the number of bands ({bands}) and at most the number of atoms ({atoms}), "
                 f"got {settings.support.size}; set model.support.size"
@@ -79,17 +97,42 @@ class SparseDenoiser(nn.Module):
         self.settings = settings
         self.prior = CnnPrior(bands, settings.prior)
         self.log_b = nn.Parameter(torch.tensor(math.log(settings.b)))
-        self.register_buffer("dictionary", dictionary.detach().clone())
+        if settings.map == "full":
+            self.log_mu = nn.Parameter(torch.tensor(math.log(settings.mu)))
+        atoms_of = dictionary.detach().clone()
+        if settings.learn_dictionary:
+            self.dictionary = nn.Parameter(atoms_of)
+        else:
+            self.register_buffer("dictionary", atoms_of)
 
     @property
     def bands(self) -> int:
         """Number of bands d."""
-        return self.get_buffer("dictionary").shape[0]
+        return self.atoms.shape[0]
+
+    @property
+    def atoms(self) -> Tensor:
+        """The dictionary D ``(band, atom)``."""
+        return cast(Tensor, self.dictionary)
 
     @property
     def b(self) -> Tensor:
         """The penalty b > 0."""
         return self.log_b.exp()
+
+    @property
+    def scalars(self) -> dict[str, Tensor]:
+        """Logarithms of the learnt scalars, by name: ``log_b``, and ``log_mu`` of the full map."""
+        return {name: value for name, value in self.named_parameters(recurse=False) if value.dim() == 0}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        """Restore what an optimiser step does not keep: norms of weights and atoms, and the bound on b. Call it after each."""
+        self.prior.advance_power_iteration()
+        if self.settings.identity == "paper":
+            self.log_b.clamp_(max=math.log(_PAPER_LARGEST_B))
+        if self.settings.learn_dictionary:
+            self.atoms.div_(torch.linalg.vector_norm(self.atoms, dim=0))
 
     def forward(self, noisy: Tensor, on_backward: Callable[[Solution], None] | None = None) -> Denoised:
         """Denoise blocks.
@@ -101,15 +144,25 @@ class SparseDenoiser(nn.Module):
         on_backward
             Called with the solution of the backward solve, if there is one.
         """
-        noisy = noisy.contiguous(memory_format=torch.channels_last)
         if self.settings.map == "prior":
-            estimate = self.prior(noisy)
+            estimate = self.prior(noisy.contiguous(memory_format=torch.channels_last))
             return Denoised(estimate=estimate, solution=_applied_once(estimate))
-        basis = support_basis(noisy, self.get_buffer("dictionary"), self.settings.support)
-        weights = [w.contiguous(memory_format=torch.channels_last) for w in self.prior.weights()]
-        f = FastMap(noisy, basis, self.b, lambda x: self.prior(x, weights))
+        f = self.iteration(noisy)
         solution = equilibrium(f, f.start(), self.settings.solver, self.settings.adjoint, on_backward)
-        return Denoised(estimate=f.observe(solution.state), solution=solution)
+        return Denoised(estimate=to_blocks(f.observe(solution.state), *noisy.shape[2:]), solution=solution)
+
+    def iteration(self, noisy: Tensor) -> FastMap | FullMap:
+        """Return the map whose fixed point denoises the blocks ``noisy (block, band, y, x)``."""
+        height, width = noisy.shape[2:]
+        weights = [w.contiguous(memory_format=torch.channels_last) for w in self.prior.weights()]
+
+        def prior(spectra: Tensor) -> Tensor:
+            return to_spectra(self.prior(to_blocks(spectra, height, width), weights))
+
+        spectra = to_spectra(noisy)
+        if self.settings.map == "full":
+            return FullMap(spectra, self.atoms, self.b, self.log_mu.exp(), prior, self.settings.identity)
+        return FastMap(spectra, support_basis(spectra, self.atoms, self.settings.support), self.b, prior)
 
 
 def _applied_once(estimate: Tensor) -> Solution:

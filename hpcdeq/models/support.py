@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hpcdeq.sparse import batch_omp
+from hpcdeq.sparse import batch_omp, lasso_order, simultaneous_omp
+
+SupportMethod = Literal["centroid_omp", "centroid_lasso", "somp"]
 
 _DEPENDENT = 1e-6  # length of what is left of a unit-norm atom that lies in the span of others
 
@@ -19,8 +21,9 @@ class SupportSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    method: Literal["centroid_omp"] = "centroid_omp"
-    """``centroid_omp``: OMP of the block's mean spectrum (section V of the paper)."""
+    method: SupportMethod = "centroid_omp"
+    """``centroid_omp``: OMP of the block's mean spectrum (section V of the paper); ``centroid_lasso``: the atoms that enter its
+    Lasso path first; ``somp``: simultaneous OMP of all spectra of the block."""
     size: int = 16
     """|S|, below the number of bands: at |S| >= d the projection is the identity and the dictionary does nothing."""
 
@@ -29,12 +32,30 @@ class SupportSettings:
             raise ValueError(f"support size must be at least 1, got {self.size}")
 
 
-@torch.no_grad()
-def support_basis(noisy: Tensor, dictionary: Tensor, settings: SupportSettings) -> Tensor:
-    """Orthonormal basis Q ``(block, band, |S|)`` of span(D_S) for each noisy block ``(block, band, y, x)``."""
-    centroid = noisy.mean(dim=(2, 3))
-    support = batch_omp(centroid, dictionary, settings.size).support
+def support_basis(spectra: Tensor, dictionary: Tensor, settings: SupportSettings) -> Tensor:
+    """Orthonormal basis Q ``(block, band, |S|)`` of span(D_S) for each noisy block ``(block, pixel, band)``.
+
+    Differentiable in the atoms, not in the choice among them.
+    """
+    support = find_support(spectra.detach(), dictionary.detach(), settings)
     return _orthonormalise(dictionary.T[support].double()).transpose(1, 2).to(dictionary.dtype)
+
+
+@torch.no_grad()
+def find_support(spectra: Tensor, dictionary: Tensor, settings: SupportSettings) -> Tensor:
+    """Return the atoms ``(block, |S|)`` that each block ``(block, pixel, band)`` may use, in the order chosen."""
+    if settings.method == "somp":
+        # One block at a time: what it gets must not depend on its batch mates, not even in a tie.
+        return torch.cat([_simultaneous_omp(x.double(), dictionary.double(), settings.size) for x in spectra])
+    centroid = spectra.mean(dim=1)
+    if settings.method == "centroid_lasso":
+        return lasso_order(centroid.double(), dictionary.double(), settings.size)
+    return batch_omp(centroid, dictionary, settings.size).support
+
+
+def _simultaneous_omp(spectra: Tensor, dictionary: Tensor, size: int) -> Tensor:
+    moments = spectra.T @ spectra  # all that the pursuit needs of the pixels
+    return simultaneous_omp(moments[None], dictionary, size)
 
 
 def _orthonormalise(atoms: Tensor) -> Tensor:

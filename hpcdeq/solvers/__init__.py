@@ -2,21 +2,26 @@
 
 A model is three independent choices: the map that is iterated, the solver that iterates it, the adjoint that
 differentiates through it. Deep unrolling is Picard with a fixed number of iterations and the `Unrolled` adjoint; a deep
-equilibrium model is any solver with the `Implicit` one.
+equilibrium model is any solver with another one.
 """
 
-from hpcdeq.solvers.adjoint import Adjoint, Implicit, Unrolled, equilibrium
+from hpcdeq.solvers.adjoint import Adjoint, Implicit, JacobianFree, Phantom, Solver, Unrolled, equilibrium
 from hpcdeq.solvers.anderson import Anderson
+from hpcdeq.solvers.broyden import Broyden
 from hpcdeq.solvers.fixed_point import FixedPointMap, Solution
 from hpcdeq.solvers.picard import Picard
 
 __all__ = [
     "Adjoint",
     "Anderson",
+    "Broyden",
     "FixedPointMap",
     "Implicit",
+    "JacobianFree",
+    "Phantom",
     "Picard",
     "Solution",
+    "Solver",
     "Unrolled",
     "equilibrium",
 ]

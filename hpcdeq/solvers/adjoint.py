@@ -1,4 +1,4 @@
-"""How gradients cross a fixed point: through every iteration, or through the implicit function theorem."""
+"""How gradients cross a fixed point: through every iteration, by the implicit function theorem, or nearly so."""
 
 from __future__ import annotations
 
@@ -10,8 +10,11 @@ import torch
 from torch import Tensor
 
 from hpcdeq.solvers.anderson import Anderson
+from hpcdeq.solvers.broyden import Broyden
 from hpcdeq.solvers.fixed_point import FixedPointMap, Solution
 from hpcdeq.solvers.picard import Picard
+
+Solver = Picard | Anderson | Broyden
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,17 +33,51 @@ class Implicit:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     kind: Literal["implicit"] = "implicit"
-    solver: Picard | Anderson = field(default_factory=Anderson)
+    solver: Solver = field(default_factory=Anderson)
     """Solver of the linear fixed point (25); the paper uses 20 iterations."""
 
 
-Adjoint = Unrolled | Implicit
+@dataclass(frozen=True, kw_only=True)
+class JacobianFree:
+    """Differentiate one application of the map at the fixed point: (25) with J = 0.
+
+    A descent direction where the map contracts well, at the cost of one step (Fung et al., AAAI 2022, arXiv:2103.12803).
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kind: Literal["jacobian_free"] = "jacobian_free"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phantom:
+    """Differentiate a few damped iterations from the fixed point on.
+
+    Between `JacobianFree` (one, undamped) and `Implicit` (infinitely many) (Geng et al., NeurIPS 2021, arXiv:2111.05177).
+    """
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kind: Literal["phantom"] = "phantom"
+    steps: int = 5
+    """Iterations that are differentiated; memory grows with them."""
+    damping: float = 0.8
+    """In (0, 1]: z <- (1 - damping) z + damping f(z)."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps must be at least 1, got {self.steps}")
+        if not 0 < self.damping <= 1:
+            raise ValueError(f"damping must be in (0, 1], got {self.damping}")
+
+
+Adjoint = Unrolled | Implicit | JacobianFree | Phantom
 
 
 def equilibrium(
     f: FixedPointMap,
     state: Tensor,
-    solver: Picard | Anderson,
+    solver: Solver,
     adjoint: Adjoint,
     on_backward: Callable[[Solution], None] | None = None,
 ) -> Solution:
@@ -60,15 +97,22 @@ def equilibrium(
     Returns
     -------
     Solution
-        With the implicit adjoint and gradients enabled the state is f(z*), one more application of the map.
+        With gradients enabled the state is f(z*), one more application of the map, or several (`Phantom`); not so with
+        the `Unrolled` adjoint.
     """
     if not torch.is_grad_enabled() or isinstance(adjoint, Unrolled):
         return solver.solve(f, state)
     with torch.no_grad():
         solution = solver.solve(f, state)
-    point = solution.state.detach().requires_grad_()
-    with torch.enable_grad():
-        image = f(point)
+    point = solution.state.detach()
+    if not isinstance(adjoint, Implicit):
+        steps, damping = (1, 1.0) if isinstance(adjoint, JacobianFree) else (adjoint.steps, adjoint.damping)
+        for _ in range(steps):
+            image = f(point)
+            point = image if damping == 1 else torch.lerp(point, image, damping)
+        return replace(solution, state=point)
+    point.requires_grad_()
+    image = f(point)
     state = _ImplicitGradient.apply(image, point, adjoint.solver, on_backward)
     return replace(solution, state=state)
 
@@ -76,15 +120,26 @@ def equilibrium(
 class _LinearMap:
     """u -> J^T u + g, the map of (25)."""
 
-    def __init__(self, image: Tensor, point: Tensor, gradient: Tensor) -> None:
-        self.image, self.point, self.gradient = image, point, gradient
+    def __init__(self, image: Tensor, point: Tensor, gradient: Tensor, blocks: Tensor | None = None) -> None:
+        self.image, self.point, self.gradient, self.blocks = image, point, gradient, blocks
 
     def __call__(self, state: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(self.image, self.point, state, retain_graph=True)
-        return product + self.gradient
+        if self.blocks is None:
+            return self._product(state) + self.gradient
+        # The graph is that of the whole batch: the other blocks get 0.
+        whole = torch.zeros_like(self.gradient).index_copy_(0, self.blocks, state)
+        return (self._product(whole) + self.gradient)[self.blocks]
 
     def observe(self, state: Tensor) -> Tensor:
         return state
+
+    def take(self, blocks: Tensor) -> _LinearMap:
+        chosen = blocks if self.blocks is None else self.blocks[blocks]
+        return _LinearMap(self.image, self.point, self.gradient, chosen)
+
+    def _product(self, state: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(self.image, self.point, state, retain_graph=True)
+        return product
 
 
 class _ImplicitGradient(torch.autograd.Function):
@@ -98,7 +153,7 @@ class _ImplicitGradient(torch.autograd.Function):
         ctx: Any,
         image: Tensor,
         point: Tensor,
-        solver: Picard | Anderson,
+        solver: Solver,
         on_backward: Callable[[Solution], None] | None,
     ) -> Tensor:
         # The graph of ``image`` is walked again in backward, so the tensor itself is kept, outside save_for_backward.

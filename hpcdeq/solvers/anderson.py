@@ -10,12 +10,11 @@ from torch import Tensor
 
 from hpcdeq.solvers.fixed_point import (
     FixedPointMap,
-    Progress,
     Solution,
     block_dot,
     check_iteration_settings,
+    iterate,
     per_block,
-    relative_residual,
 )
 
 
@@ -51,36 +50,44 @@ class Anderson:
 
     def solve(self, f: FixedPointMap, state: Tensor) -> Solution:
         """Iterate from ``state (block, ...)``. Differentiable, if gradients are enabled, by unrolling."""
-        progress = Progress(state, self.tolerance)
-        states: list[Tensor] = []
-        images: list[Tensor] = []
-        residuals: list[Tensor] = []
-        products: dict[tuple[int, int], Tensor] = {}  # of residuals, by iteration: each is computed once
-        for k in range(self.iterations):
-            image = f(state)
-            with torch.no_grad():
-                taken = progress.update(relative_residual(f.observe(image), f.observe(state)))
-            states, images, residuals = (
-                [*kept, new][-self.history :]
-                for kept, new in ((states, state), (images, image), (residuals, image - state))
-            )
-            recent = range(k + 1 - len(residuals), k + 1)
-            products |= {(i, k): block_dot(r, residuals[-1]) for i, r in zip(recent, residuals, strict=True)}
-            gram = torch.stack(
-                [torch.stack([products[min(i, j), max(i, j)] for j in recent], 1) for i in recent], 1
-            )
-            weights = self._weights(gram.double()).to(state.dtype)
-            state = torch.where(per_block(taken, state), self._mix(weights, states, images), state)
-            if self.tolerance > 0 and progress.finished:
-                break
-        return progress.solution(state)
+        return iterate(f, state, self.iterations, self.tolerance, _Mixing(self))
 
-    def _mix(self, weights: Tensor, states: list[Tensor], images: list[Tensor]) -> Tensor:
-        mixed = torch.zeros_like(images[-1])
-        for weight, z, g in zip(weights.unbind(1), states, images, strict=True):
-            mixed = torch.addcmul(
-                mixed, per_block(weight, g), g if self.beta == 1 else torch.lerp(z, g, self.beta)
-            )
+
+class _Mixing:
+    """The last iterates, their images and residuals, and the inner products of the residuals."""
+
+    def __init__(self, settings: Anderson) -> None:
+        self.settings = settings
+        self.states: list[Tensor] = []
+        self.images: list[Tensor] = []
+        self.residuals: list[Tensor] = []
+        self.gram: list[list[Tensor]] = []
+
+    def step(self, state: Tensor, image: Tensor) -> Tensor:
+        if len(self.states) == self.settings.history:
+            del self.states[0], self.images[0], self.residuals[0], self.gram[0]
+            for row in self.gram:
+                del row[0]
+        self.states.append(state)
+        self.images.append(image)
+        self.residuals.append(image - state)
+        # Each product is computed once; the matrix is symmetric.
+        newest = [block_dot(r, self.residuals[-1]) for r in self.residuals]
+        for row, product in zip(self.gram, newest, strict=False):
+            row.append(product)
+        self.gram.append(newest)
+        gram = torch.stack([torch.stack(row, 1) for row in self.gram], 1)
+        return self._mix(self._weights(gram.double()).to(state.dtype))
+
+    def take(self, blocks: Tensor) -> None:
+        for memory in (self.states, self.images, self.residuals, *self.gram):
+            memory[:] = [x[blocks] for x in memory]
+
+    def _mix(self, weights: Tensor) -> Tensor:
+        mixed = torch.zeros_like(self.images[-1])
+        beta = self.settings.beta
+        for weight, z, g in zip(weights.unbind(1), self.states, self.images, strict=True):
+            mixed = torch.addcmul(mixed, per_block(weight, g), g if beta == 1 else torch.lerp(z, g, beta))
         return mixed
 
     def _weights(self, gram: Tensor) -> Tensor:
@@ -93,6 +100,6 @@ class Anderson:
         )
         eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
         ones = torch.ones(gram.shape[0], size, dtype=gram.dtype, device=gram.device)
-        weights = torch.linalg.solve(scaled + self.regularisation * eye, ones)
+        weights = torch.linalg.solve(scaled + self.settings.regularisation * eye, ones)
         weights = weights / weights.sum(1, keepdim=True)
         return torch.where(usable[:, None], weights, eye[-1])

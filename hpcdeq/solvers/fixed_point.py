@@ -23,19 +23,87 @@ class FixedPointMap(Protocol):
         """
         ...
 
+    def take(self, blocks: Tensor) -> FixedPointMap:
+        """Return the map on some of its blocks, given by their numbers in the batch."""
+        ...
+
+
+class Mixing(Protocol):
+    """What a solver remembers of one solve, and how it makes the next iterate of it."""
+
+    def step(self, state: Tensor, image: Tensor) -> Tensor:
+        """Return the next iterate after ``state``, whose image under the map is ``image``."""
+        ...
+
+    def take(self, blocks: Tensor) -> None:
+        """Keep what is remembered of some of the blocks only."""
+        ...
+
 
 @dataclass(frozen=True, kw_only=True)
 class Solution:
     """A fixed point, or how far from one each block was left. Not converging is a result, never an exception."""
 
     state: Tensor
-    """(block, ...) last iterate that was finite."""
+    """(block, ...) image f(z) of each block's best iterate z, the one of least residual; of the last one if the tolerance is 0."""
     residual: Tensor
-    """(block,) ||D f(z) - D z|| / ||D f(z)|| at the last iteration of each block."""
+    """(block,) ||D f(z) - D z|| / ||D f(z)|| at that iterate; infinite if no iterate was finite."""
     iterations: Tensor
     """(block,) applications of the map each block needed."""
     converged: Tensor
     """(block,) whether the residual is within the tolerance."""
+
+
+def iterate(f: FixedPointMap, state: Tensor, iterations: int, tolerance: float, mixing: Mixing) -> Solution:
+    """Iterate a map until every block has converged: the loop that all solvers share.
+
+    A block that has converged, or has become non-finite, leaves the batch (on a GPU, where the shape of the batch must
+    stay, it is frozen): so its result does not depend on its batch mates, and time follows difficulty.
+
+    Parameters
+    ----------
+    f
+        The map.
+    state
+        (block, ...) first iterate.
+    iterations, tolerance
+        Most applications of the map, and the relative residual at which a block is finished; 0 runs all iterations.
+    mixing
+        The solver's memory of this solve.
+    """
+    numbers = torch.arange(state.shape[0], device=state.device)
+    best = state
+    residual = torch.full(numbers.shape, torch.inf, device=state.device)
+    count = torch.zeros_like(numbers)
+    active = torch.ones_like(numbers, dtype=torch.bool)
+    left: list[tuple[Tensor, ...]] = []
+    for k in range(1, iterations + 1):
+        image = f(state)
+        with torch.no_grad():
+            change = relative_residual(f.observe(image), f.observe(state)).to(residual.dtype)
+            finite = active & torch.isfinite(change)
+            better = finite & (change < residual) if tolerance > 0 else finite
+            residual = torch.where(better, change, residual)
+            count = count + active
+            active = finite & (change > tolerance)
+        best = torch.where(per_block(better, image), image, best)
+        if k == iterations or (tolerance > 0 and not bool(active.any())):
+            break
+        state = mixing.step(state, image)
+        if state.device.type == "cpu" and not bool(active.all()):
+            stay, gone = active.nonzero()[:, 0], (~active).nonzero()[:, 0]
+            left.append((numbers[gone], best[gone], residual[gone], count[gone]))
+            state, numbers, best, residual, count, active = (
+                x[stay] for x in (state, numbers, best, residual, count, active)
+            )
+            f = f.take(stay)
+            mixing.take(stay)
+    if left:
+        parts = zip(*left, (numbers, best, residual, count), strict=True)
+        numbers, best, residual, count = (torch.cat(part) for part in parts)
+        order = numbers.argsort()
+        best, residual, count = best[order], residual[order], count[order]
+    return Solution(state=best, residual=residual, iterations=count, converged=residual <= tolerance)
 
 
 def per_block(values: Tensor, like: Tensor) -> Tensor:
@@ -60,42 +128,6 @@ def relative_residual(observed_next: Tensor, observed: Tensor) -> Tensor:
     change = observed_next - observed
     size = block_dot(observed_next, observed_next).sqrt()
     return block_dot(change, change).sqrt() / size.clamp_min(torch.finfo(size.dtype).tiny)
-
-
-class Progress:
-    """Which blocks are still being iterated, and how they stand.
-
-    A block that has converged, or has become non-finite, is frozen: its result does not depend on its batch mates.
-    """
-
-    def __init__(self, state: Tensor, tolerance: float) -> None:
-        blocks, device = state.shape[0], state.device
-        self.tolerance = tolerance
-        self.active = torch.ones(blocks, dtype=torch.bool, device=device)
-        self.residual = torch.full((blocks,), torch.inf, device=device)
-        self.iterations = torch.zeros(blocks, dtype=torch.int64, device=device)
-
-    def update(self, residual: Tensor) -> Tensor:
-        """Record one more iteration; return the (block,) mask of blocks whose new iterate is to be taken."""
-        taken = self.active & torch.isfinite(residual)
-        self.iterations = self.iterations + self.active
-        self.residual = torch.where(self.active, residual.to(self.residual.dtype), self.residual)
-        self.active = taken & (residual > self.tolerance)
-        return taken
-
-    @property
-    def finished(self) -> bool:
-        """Whether no block is left to iterate."""
-        return not bool(self.active.any())
-
-    def solution(self, state: Tensor) -> Solution:
-        """Return the result with these states."""
-        return Solution(
-            state=state,
-            residual=self.residual,
-            iterations=self.iterations,
-            converged=self.residual <= self.tolerance,
-        )
 
 
 def check_iteration_settings(iterations: int, tolerance: float) -> None:

@@ -8,14 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hpcdeq.solvers.fixed_point import (
-    FixedPointMap,
-    Progress,
-    Solution,
-    check_iteration_settings,
-    per_block,
-    relative_residual,
-)
+from hpcdeq.solvers.fixed_point import FixedPointMap, Solution, check_iteration_settings, iterate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,13 +32,15 @@ class Picard:
 
     def solve(self, f: FixedPointMap, state: Tensor) -> Solution:
         """Iterate from ``state (block, ...)``. Differentiable, if gradients are enabled, by unrolling."""
-        progress = Progress(state, self.tolerance)
-        for _ in range(self.iterations):
-            image = f(state)
-            with torch.no_grad():
-                taken = progress.update(relative_residual(f.observe(image), f.observe(state)))
-            step = image if self.damping == 1 else torch.lerp(state, image, self.damping)
-            state = torch.where(per_block(taken, state), step, state)
-            if self.tolerance > 0 and progress.finished:
-                break
-        return progress.solution(state)
+        return iterate(f, state, self.iterations, self.tolerance, _Damping(self.damping))
+
+
+class _Damping:
+    def __init__(self, damping: float) -> None:
+        self.damping = damping
+
+    def step(self, state: Tensor, image: Tensor) -> Tensor:
+        return image if self.damping == 1 else torch.lerp(state, image, self.damping)
+
+    def take(self, blocks: Tensor) -> None:
+        """Nothing is remembered."""

@@ -2,5 +2,14 @@
 
 from hpcdeq.sparse.ksvd import KSvdResult, KSvdSettings, learn_dictionary
 from hpcdeq.sparse.pursuit import OmpResult, batch_omp
+from hpcdeq.sparse.shared_support import lasso_order, simultaneous_omp
 
-__all__ = ["KSvdResult", "KSvdSettings", "OmpResult", "batch_omp", "learn_dictionary"]
+__all__ = [
+    "KSvdResult",
+    "KSvdSettings",
+    "OmpResult",
+    "batch_omp",
+    "lasso_order",
+    "learn_dictionary",
+    "simultaneous_omp",
+]

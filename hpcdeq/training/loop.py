@@ -19,7 +19,7 @@ from hpcdeq.console import Bar, say
 from hpcdeq.errors import ConfigError, TrainingError
 from hpcdeq.metrics import mpsnr
 from hpcdeq.models import SparseDenoiser, load_model, save_model
-from hpcdeq.solvers import Solution
+from hpcdeq.solvers import Solution, Unrolled
 from hpcdeq.training import checkpoints, data
 from hpcdeq.training.log import RunLog
 
@@ -153,7 +153,7 @@ class _Trainer:
             )
 
     def _step(self, clean: Tensor, noisy: Tensor, waited: float) -> str:
-        """Take one step, or skip it if the loss or gradient is not finite; log, validate and checkpoint when due."""
+        """Take one step, or skip it if it is not finite or not solved; log, validate and checkpoint when due."""
         begin = time.perf_counter()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
@@ -161,14 +161,14 @@ class _Trainer:
         loss = F.mse_loss(estimate, clean)
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        finite = bool(torch.isfinite(loss) & torch.isfinite(norm))
-        if finite:
+        sound = bool(torch.isfinite(loss) & torch.isfinite(norm)) and self._solved(solution)
+        if sound:
             self.optimizer.step()
-            self.model.prior.advance_power_iteration()
+            self.model.after_step()
         self.at.step += 1
         self.at.batches += 1
-        self.at.skipped += not finite
-        self.at.bad_in_a_row = 0 if finite else self.at.bad_in_a_row + 1
+        self.at.skipped += not sound
+        self.at.bad_in_a_row = 0 if sound else self.at.bad_in_a_row + 1
         if self.at.bad_in_a_row >= _BAD_STEPS:
             self._roll_back()
             return "rolled back"
@@ -187,6 +187,12 @@ class _Trainer:
         denoised = self.model(noisy, self._keep_adjoint)
         return denoised.estimate, denoised.solution
 
+    def _solved(self, solution: Solution | None) -> bool:
+        """Whether the fixed points are solved well enough for an implicit gradient, which holds at fixed points only."""
+        if solution is None or isinstance(self.config.model.adjoint, Unrolled):
+            return True
+        return solution.residual.mean().item() <= self.settings.largest_residual
+
     def _keep_adjoint(self, solution: Solution) -> None:
         self.adjoint = solution
 
@@ -198,7 +204,7 @@ class _Trainer:
             "step": self.at.step,
             "loss": loss.item(),
             "gradient_norm": norm.item(),
-            "b": self.model.b.item(),
+            **{name.removeprefix("log_"): value.exp().item() for name, value in self.model.scalars.items()},
             "skipped": self.at.skipped,
             "step_seconds": seconds,
             "data_seconds": waited,
@@ -253,7 +259,7 @@ class _Trainer:
         """Return to the last checkpoint with a smaller learning rate, and go on with new data."""
         if self.at.rollbacks >= _MAX_ROLLBACKS:
             raise TrainingError(
-                f"training diverged: {_BAD_STEPS} steps in a row were not finite after {_MAX_ROLLBACKS} roll-backs, "
+                f"training diverged: {_BAD_STEPS} steps in a row were not finite or not solved after {_MAX_ROLLBACKS} roll-backs, "
                 f"each with half the learning rate; try model.prior.norm=kernel, a smaller training.lr or training.clip"
             )
         failed = self.at
@@ -267,15 +273,19 @@ class _Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] *= _ROLLBACK_LR
-        say(f"{_BAD_STEPS} steps in a row were not finite: back to {latest.name} with half the learning rate")
+        say(
+            f"{_BAD_STEPS} steps in a row were not finite or not solved: back to {latest.name} with half the learning rate"
+        )
         self._commit()
 
     def _new_optimizer(self) -> torch.optim.Adam:
         lr = (self.settings.pretrain_lr, self.settings.lr)[self.at.phase]
         groups = [
             {"params": list(self.model.prior.parameters()), "lr": lr},
-            {"params": [self.model.log_b], "lr": lr * self.settings.lr_b_factor},
+            {"params": list(self.model.scalars.values()), "lr": lr * self.settings.lr_scalars_factor},
         ]
+        if self.config.model.learn_dictionary:
+            groups.append({"params": [self.model.atoms], "lr": lr})
         return torch.optim.Adam(groups)
 
 
@@ -312,7 +322,7 @@ def _first_model(config: TrainConfig, scenes: list[Any], run: Path) -> SparseDen
         raise ConfigError(
             f"training.start_from: {start} has {given.bands} bands, the scenes have {scenes[0].shape[0]}"
         )
-    model = SparseDenoiser(config.model, given.get_buffer("dictionary"))
+    model = SparseDenoiser(config.model, given.atoms)
     try:
         model.prior.load_state_dict(given.prior.state_dict())
     except RuntimeError as error:
@@ -320,5 +330,8 @@ def _first_model(config: TrainConfig, scenes: list[Any], run: Path) -> SparseDen
             f"training.start_from: the prior of {start} has another architecture than model.prior: {error}"
         ) from error
     if given.settings.map != "prior":
-        model.log_b.data.copy_(given.log_b)
+        for name, value in given.scalars.items():
+            if name in model.scalars:
+                model.scalars[name].data.copy_(value)
+        model.after_step()
     return model

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import zarr
 
 from hpcdeq.archive import Archive, open_archive
 from hpcdeq.errors import ConfigError
@@ -18,8 +20,8 @@ from hpcdeq.models import (
     load_model,
     save_model,
 )
-from hpcdeq.solvers import Picard
-from hpcdeq.tiling import Window, partition
+from hpcdeq.solvers import Anderson, Broyden, Picard
+from hpcdeq.tiling import Window, partition, tiles_of
 from tests.conftest import add_scene, smooth_scene
 
 SETTINGS = DenoiseSettings(device="cpu")
@@ -27,11 +29,14 @@ SETTINGS = DenoiseSettings(device="cpu")
 
 def small_model(**changes: object) -> SparseDenoiser:
     torch.manual_seed(0)
-    settings = ModelSettings(
-        block=24,
-        prior=PriorSettings(layers=2, filters=6),
-        support=SupportSettings(size=3),
-        solver=Picard(iterations=3, tolerance=0),
+    settings = replace(
+        ModelSettings(
+            block=24,
+            prior=PriorSettings(layers=2, filters=6),
+            support=SupportSettings(size=3),
+            solver=Picard(iterations=3, tolerance=0),
+        ),
+        **changes,  # type: ignore[arg-type]
     )
     atoms = torch.rand(7, 20)
     return SparseDenoiser(settings, atoms / torch.linalg.vector_norm(atoms, dim=0)).eval()
@@ -45,17 +50,26 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("overlap", [0, 8, None])
 @pytest.mark.parametrize("shape", [(50, 70), (24, 24), (10, 80), (5, 7), (25, 49)])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"map": "full", "solver": Anderson(tolerance=1e-2)},
+        {"solver": Broyden(tolerance=1e-2), "support": SupportSettings(size=3, method="somp")},
+    ],
+    ids=["fast-picard", "full-anderson", "fast-somp-broyden"],
+)
 def test_the_result_does_not_depend_on_how_the_work_is_cut(
-    shape: tuple[int, int], overlap: int | None
+    shape: tuple[int, int], overlap: int | None, changes: dict[str, object]
 ) -> None:
     noisy = smooth_scene(0, 7, *shape)
     extent = Window(0, shape[0], 0, shape[1])
-    whole = denoise_array(small_model(), noisy, DenoiseSettings(device="cpu", overlap=overlap))
+    whole = denoise_array(small_model(**changes), noisy, DenoiseSettings(device="cpu", overlap=overlap))
     assert whole.shape == noisy.shape
     assert np.isfinite(whole).all()
     for batch, step in [(1, 13), (3, 30), (7, 70)]:
         settings = DenoiseSettings(device="cpu", overlap=overlap, batch=batch)
-        model = prepare(small_model(), settings)
+        model = prepare(small_model(**changes), settings)
         for window in partition(*shape, step, step):
             part, _ = denoise_window(
                 model, lambda w: noisy[(slice(None), *w.slices)], extent, window, settings
@@ -193,3 +207,24 @@ def test_settings_do_not_change_the_model_they_are_given() -> None:
     other = denoise_array(model, noisy, DenoiseSettings(device="cpu", iterations=1))
     assert not np.array_equal(other, before)
     assert np.array_equal(denoise_array(model, noisy, SETTINGS), before)
+
+
+def test_each_scene_keeps_a_map_of_how_its_tiles_were_solved(archive: Archive, tmp_path: Path) -> None:
+    # A tolerance that some tiles reach in time and some do not.
+    settings = replace(SETTINGS, overlap=8, iterations=4, tolerance=0.017)
+    save_model(small_model(solver=Picard(tolerance=1e-3), b=1.0), tmp_path / "model", {})
+    report = denoise_archive(archive, tmp_path / "model", tmp_path / "out.zarr", settings)
+    tiles = 0
+    for scene in archive.scenes():
+        group = zarr.open_group(tmp_path / "out.zarr" / scene.name, mode="r")
+        rows, columns, residual, iterations, converged = (
+            np.asarray(group[f"tile_{name}"]) for name in ("y", "x", "residual", "iterations", "converged")
+        )
+        expected = tiles_of(*scene.shape[1:], 24, 8, touching=scene.extent)
+        assert {(t.y0, t.x0) for t in expected} == {(y, x) for y in rows for x in columns}
+        assert residual.shape == iterations.shape == converged.shape == (len(rows), len(columns))
+        assert np.array_equal(residual <= np.float32(0.017), converged.astype(bool))
+        assert (iterations[converged == 0] == 4).all()
+        tiles += residual.size
+    assert report.convergence.tiles == tiles, "tiles that units share are counted once"
+    assert 0 < report.convergence.converged < tiles

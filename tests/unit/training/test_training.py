@@ -122,6 +122,29 @@ def test_several_bad_steps_in_a_row_reload_the_last_checkpoint_with_a_smaller_ra
     assert state["position"]["step"] == 8
 
 
+def test_an_equilibrium_model_that_leaves_convergence_is_brought_back(
+    archive: Archive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A learning rate that makes the map expand: the solves fail, the steps are skipped, the rate is halved until they do not."""
+    wild = [
+        "training.lr=0.3",
+        "training.lr_scalars_factor=1",
+        "training.steps=60",
+        "training.validate_every=60",
+        "model.solver.iterations=15",
+        "model.prior.norm=none",
+        "training.checkpoint_every=1000",
+    ]
+    card = json.loads((train(config(archive, tmp_path / "run", *wild)) / "model.json").read_text())
+    assert card["provenance"]["skipped_steps"] >= 5
+    assert 1 <= card["provenance"]["rollbacks"] <= 5
+    assert "not finite or not solved: back to" in capsys.readouterr().err
+    records = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    last = [r for r in records if "forward_residual" in r][-1]
+    assert last["forward_residual"] < 0.1
+    assert all(torch.isfinite(p).all() for p in load_model(tmp_path / "run/model").parameters())
+
+
 def test_training_that_never_recovers_ends_with_advice(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

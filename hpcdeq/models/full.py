@@ -1,0 +1,86 @@
+"""The full map (14) of the paper, without its product of atoms by atoms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from hpcdeq.models.spectra import times
+
+Identity = Literal["hqs", "paper"]
+
+
+class FullMap:
+    """G -> ((1 + b) D^T D + c I)^-1 (D^T Y + b soft(G, mu / b) + b D^T N(D G)), equation (14).
+
+    By the Woodbury identity, with V = soft(G, mu / b), s = D V and r = Y + b N(D G), everything but one soft threshold and
+    two thin products has the dimension of the bands:
+
+        w = (c / (1 + b) I + D D^T)^-1 (r / (1 + b) - (b / c) s),   G' = (b / c) V + D^T w,   D G' = (r - c w) / (1 + b).
+
+    The state ``(block, pixel, atom + band)`` is G beside D G. It stays so in any mix of states whose weights sum to 1.
+
+    Parameters
+    ----------
+    noisy
+        Y ``(block, pixel, band)``.
+    dictionary
+        D ``(band, atom)``, unit-norm atoms.
+    b, mu
+        Penalty and sparsity parameters, positive scalar tensors.
+    prior
+        N on ``(block, pixel, band)``, with its weights already normalised.
+    identity
+        ``hqs``: c = b, as half-quadratic splitting of (8) gives it; ``paper``: c = 1, as (10a) prints it, which diverges
+        for b > 1 on the null space of D. They agree at b = 1.
+    """
+
+    def __init__(
+        self,
+        noisy: Tensor,
+        dictionary: Tensor,
+        b: Tensor,
+        mu: Tensor,
+        prior: Callable[[Tensor], Tensor],
+        identity: Identity = "hqs",
+    ) -> None:
+        self._noisy, self._dictionary, self._b, self._prior = noisy, dictionary, b, prior
+        self._c = b if identity == "hqs" else torch.ones_like(b)
+        self._threshold = mu / b
+        precise = dictionary.double()
+        small = precise @ precise.T + torch.diag_embed((self._c / (1 + b)).double().expand(len(precise)))
+        self._inverse = torch.linalg.inv(small).to(dictionary.dtype)
+
+    def start(self) -> Tensor:
+        """First iterate: one application of the map to G = 0 with a prior that returns Y."""
+        return self._state(torch.zeros((), dtype=self._noisy.dtype), (1 + self._b) * self._noisy)
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """Apply the map once."""
+        return self._state(self.codes(state), self._noisy + self._b * self._prior(self.observe(state)))
+
+    def observe(self, state: Tensor) -> Tensor:
+        """D G ``(block, pixel, band)``."""
+        return state[..., self._dictionary.shape[1] :].contiguous()
+
+    def codes(self, state: Tensor) -> Tensor:
+        """V = soft(G, mu / b) ``(block, pixel, atom)``: the sparse codes."""
+        codes = state[..., : self._dictionary.shape[1]]
+        return codes - torch.clamp(codes, -self._threshold, self._threshold)
+
+    def take(self, blocks: Tensor) -> FullMap:
+        """Return the map on some of its blocks."""
+        taken = object.__new__(FullMap)
+        taken.__dict__.update(self.__dict__, _noisy=self._noisy[blocks])
+        return taken
+
+    def _state(self, sparse: Tensor, right: Tensor) -> Tensor:
+        b, c = self._b, self._c
+        pull = right / (1 + b)
+        if sparse.dim():
+            pull = pull - (b / c) * times(sparse, self._dictionary.T)
+        w = times(pull, self._inverse)
+        return torch.cat([(b / c) * sparse + times(w, self._dictionary), (right - c * w) / (1 + b)], dim=2)
