@@ -21,6 +21,9 @@ def denoise(
         int | None, typer.Option(help="Most solver iterations. [default: the model's]")
     ] = None,
     tolerance: Annotated[float | None, typer.Option(help="Solver tolerance. [default: the model's]")] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32 or bfloat16: what the prior computes in.")
+    ] = "float32",
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Denoise again what is there already.")
@@ -33,7 +36,12 @@ def denoise(
     from hpcdeq.inference import DenoiseSettings, denoise_archive
 
     settings = DenoiseSettings(
-        overlap=overlap, batch=batch, iterations=iterations, tolerance=tolerance, device=device
+        overlap=overlap,
+        batch=batch,
+        iterations=iterations,
+        tolerance=tolerance,
+        precision=precision,  # type: ignore[arg-type]  # checked there
+        device=device,
     )
     report = denoise_archive(open_archive(archive), model, out, settings, overwrite=overwrite)
     solved = report.convergence

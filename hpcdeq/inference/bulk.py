@@ -133,6 +133,7 @@ class _Job:
             "ledger": 2,
             "weights": self.weights,
             "solver": asdict(solver),
+            "precision": self.settings.precision,
             "overlap": self.settings.overlap_of(self.model),
             "input": scene.content_sha256,
             "scale_factor": scene.scale_factor,
@@ -162,6 +163,7 @@ class _Job:
                 "denoised_with": {
                     "weights_sha256": self.weights,
                     "overlap": self.settings.overlap_of(self.model),
+                    "precision": self.settings.precision,
                 },
             },
         )

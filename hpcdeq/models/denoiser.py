@@ -95,6 +95,8 @@ class SparseDenoiser(nn.Module):
                 f"got {settings.support.size}; set model.support.size"
             )
         self.settings = settings
+        self.prior_dtype = torch.float32
+        """What the prior computes in; everything else is float32. 16 bits are for inference only."""
         self.prior = CnnPrior(bands, settings.prior)
         self.log_b = nn.Parameter(torch.tensor(math.log(settings.b)))
         if settings.map == "full":
@@ -145,7 +147,7 @@ class SparseDenoiser(nn.Module):
             Called with the solution of the backward solve, if there is one.
         """
         if self.settings.map == "prior":
-            estimate = self.prior(noisy.contiguous(memory_format=torch.channels_last))
+            estimate = self.prior(noisy.contiguous(memory_format=torch.channels_last), self._kernels())
             return Denoised(estimate=estimate, solution=_applied_once(estimate))
         f = self.iteration(noisy)
         solution = equilibrium(f, f.start(), self.settings.solver, self.settings.adjoint, on_backward)
@@ -154,7 +156,7 @@ class SparseDenoiser(nn.Module):
     def iteration(self, noisy: Tensor) -> FastMap | FullMap:
         """Return the map whose fixed point denoises the blocks ``noisy (block, band, y, x)``."""
         height, width = noisy.shape[2:]
-        weights = [w.contiguous(memory_format=torch.channels_last) for w in self.prior.weights()]
+        weights = self._kernels()
 
         def prior(spectra: Tensor) -> Tensor:
             return to_spectra(self.prior(to_blocks(spectra, height, width), weights))
@@ -163,6 +165,10 @@ class SparseDenoiser(nn.Module):
         if self.settings.map == "full":
             return FullMap(spectra, self.atoms, self.b, self.log_mu.exp(), prior, self.settings.identity)
         return FastMap(spectra, support_basis(spectra, self.atoms, self.settings.support), self.b, prior)
+
+    def _kernels(self) -> list[Tensor]:
+        dtype = self.prior_dtype if self.log_b.dtype == torch.float32 else self.log_b.dtype
+        return [w.to(dtype, memory_format=torch.channels_last) for w in self.prior.weights()]
 
 
 def _applied_once(estimate: Tensor) -> Solution:

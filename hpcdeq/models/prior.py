@@ -77,7 +77,7 @@ class CnnPrior(nn.Module):
         return [kernel / self._norm(i, kernel) for i, kernel in enumerate(kernels)]
 
     def forward(self, x: Tensor, weights: list[Tensor] | None = None) -> Tensor:
-        """Denoise blocks ``x (block, band, y, x)`` in [0, 1] with kernels from `weights`."""
+        """Denoise blocks ``x (block, band, y, x)`` in [0, 1] with kernels from `weights`, in the precision of the kernels."""
         kernels = self.weights() if weights is None else weights
         if x.device.type == "cpu" and not torch.is_grad_enabled():
             # The library behind chooses its kernel by the shape of the whole batch, so that a block would get other
@@ -100,11 +100,13 @@ class CnnPrior(nn.Module):
 
     def _denoise(self, x: Tensor, kernels: list[Tensor]) -> Tensor:
         layers = self._layers()
-        hidden = x
+        hidden = x.to(kernels[0].dtype)
         for i, (layer, kernel) in enumerate(zip(layers, kernels, strict=True)):
-            hidden = F.conv2d(hidden, kernel, layer.bias, padding=layer.padding)
+            bias = None if layer.bias is None else layer.bias.to(kernel.dtype)
+            hidden = F.conv2d(hidden, kernel, bias, padding=layer.padding)
             if i < len(layers) - 1:
                 hidden = F.relu(hidden)
+        hidden = hidden.to(x.dtype)
         return x - hidden if self.settings.residual else hidden
 
     def _layers(self) -> list[nn.Conv2d]:

@@ -56,7 +56,7 @@ class _InverseJacobian:
         self.right: list[Tensor] = []
         self.last: list[Tensor] = []  # the last iterate and its g
 
-    def step(self, state: Tensor, image: Tensor) -> Tensor:
+    def step(self, state: Tensor, image: Tensor, change: Tensor) -> Tensor:
         g = image - state
         if self.last:
             self._update(state - self.last[0], g - self.last[1])

@@ -31,8 +31,8 @@ class FixedPointMap(Protocol):
 class Mixing(Protocol):
     """What a solver remembers of one solve, and how it makes the next iterate of it."""
 
-    def step(self, state: Tensor, image: Tensor) -> Tensor:
-        """Return the next iterate after ``state``, whose image under the map is ``image``."""
+    def step(self, state: Tensor, image: Tensor, change: Tensor) -> Tensor:
+        """Return the next iterate after ``state``, whose image is ``image``; ``change`` is what is observed of their difference."""
         ...
 
     def take(self, blocks: Tensor) -> None:
@@ -79,17 +79,19 @@ def iterate(f: FixedPointMap, state: Tensor, iterations: int, tolerance: float, 
     left: list[tuple[Tensor, ...]] = []
     for k in range(1, iterations + 1):
         image = f(state)
+        observed = f.observe(image)
+        change = observed - f.observe(state)
         with torch.no_grad():
-            change = relative_residual(f.observe(image), f.observe(state)).to(residual.dtype)
-            finite = active & torch.isfinite(change)
-            better = finite & (change < residual) if tolerance > 0 else finite
-            residual = torch.where(better, change, residual)
+            size = relative_size(change, observed).to(residual.dtype)
+            finite = active & torch.isfinite(size)
+            better = finite & (size < residual) if tolerance > 0 else finite
+            residual = torch.where(better, size, residual)
             count = count + active
-            active = finite & (change > tolerance)
+            active = finite & (size > tolerance)
         best = torch.where(per_block(better, image), image, best)
         if k == iterations or (tolerance > 0 and not bool(active.any())):
             break
-        state = mixing.step(state, image)
+        state = mixing.step(state, image, change)
         if state.device.type == "cpu" and not bool(active.all()):
             stay, gone = active.nonzero()[:, 0], (~active).nonzero()[:, 0]
             left.append((numbers[gone], best[gone], residual[gone], count[gone]))
@@ -123,10 +125,9 @@ def block_dot(a: Tensor, b: Tensor) -> Tensor:
     return products.sum(1, dtype=precise)
 
 
-def relative_residual(observed_next: Tensor, observed: Tensor) -> Tensor:
-    """(block,) relative change of the observed state."""
-    change = observed_next - observed
-    size = block_dot(observed_next, observed_next).sqrt()
+def relative_size(change: Tensor, of: Tensor) -> Tensor:
+    """(block,) norm of a change relative to that of what has changed."""
+    size = block_dot(of, of).sqrt()
     return block_dot(change, change).sqrt() / size.clamp_min(torch.finfo(size.dtype).tiny)
 
 

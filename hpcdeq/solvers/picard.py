@@ -39,7 +39,7 @@ class _Damping:
     def __init__(self, damping: float) -> None:
         self.damping = damping
 
-    def step(self, state: Tensor, image: Tensor) -> Tensor:
+    def step(self, state: Tensor, image: Tensor, change: Tensor) -> Tensor:
         return image if self.damping == 1 else torch.lerp(state, image, self.damping)
 
     def take(self, blocks: Tensor) -> None:

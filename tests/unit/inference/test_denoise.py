@@ -209,6 +209,22 @@ def test_settings_do_not_change_the_model_they_are_given() -> None:
     assert np.array_equal(denoise_array(model, noisy, SETTINGS), before)
 
 
+def test_16_bits_give_nearly_the_same_whatever_the_batch() -> None:
+    noisy = smooth_scene(0, 7, 60, 50)
+    exact = denoise_array(small_model(), noisy, SETTINGS)
+    one, many = (
+        denoise_array(small_model(), noisy, replace(SETTINGS, precision="bfloat16", batch=batch))
+        for batch in (1, 16)
+    )
+    assert np.array_equal(one, many)
+    assert 0 < np.abs(one - exact).max() < 0.02 * np.abs(exact).max()
+
+
+def test_an_unknown_precision_is_refused() -> None:
+    with pytest.raises(ConfigError, match="precision must be one of float32, bfloat16, got 'float8'"):
+        DenoiseSettings(precision="float8")  # type: ignore[arg-type]
+
+
 def test_each_scene_keeps_a_map_of_how_its_tiles_were_solved(archive: Archive, tmp_path: Path) -> None:
     # A tolerance that some tiles reach in time and some do not.
     settings = replace(SETTINGS, overlap=8, iterations=4, tolerance=0.017)
