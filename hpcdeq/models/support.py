@@ -21,10 +21,10 @@ class SupportSettings:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
-    method: SupportMethod = "centroid_omp"
-    """``centroid_omp``: OMP of the block's mean spectrum (section V of the paper); ``centroid_lasso``: the atoms that enter its
-    Lasso path first; ``somp``: simultaneous OMP of all spectra of the block."""
-    size: int = 16
+    method: SupportMethod = "somp"
+    """``somp``: simultaneous OMP of all spectra of the block; ``centroid_omp``: OMP of the block's mean spectrum (section V of the
+    paper); ``centroid_lasso``: the atoms that enter its Lasso path first."""
+    size: int = 8
     """|S|, below the number of bands: at |S| >= d the projection is the identity and the dictionary does nothing."""
 
     def __post_init__(self) -> None:
