@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 from torch import Tensor
@@ -48,7 +49,6 @@ class FastMap:
 
     def take(self, blocks: Tensor) -> FastMap:
         """Return the map on some of its blocks."""
-        taken = object.__new__(FastMap)
+        taken = copy.copy(self)
         taken._pull, taken._data, taken._anchor = (x[blocks] for x in (self._pull, self._data, self._anchor))
-        taken._prior = self._prior
         return taken

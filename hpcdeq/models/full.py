@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Literal
 
@@ -78,8 +79,8 @@ class FullMap:
 
     def take(self, blocks: Tensor) -> FullMap:
         """Return the map on some of its blocks."""
-        taken = object.__new__(FullMap)
-        taken.__dict__.update(self.__dict__, _noisy=self._noisy[blocks])
+        taken = copy.copy(self)
+        taken._noisy = self._noisy[blocks]
         return taken
 
     def _in_cache(self, state: Tensor) -> Tensor:
