@@ -31,7 +31,7 @@ RECIPE: dict[str, Any] = {
     "model": {
         "b": 5.0,
         "prior": {"filters": 32, "residual": False},
-        "support": {"size": 8},
+        "support": {"size": 5},
         "solver": {"iterations": 10},
         "adjoint": {"solver": {"iterations": 6}},
     },
