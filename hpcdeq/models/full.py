@@ -8,13 +8,12 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hpcdeq.models.spectra import times
 
 Identity = Literal["hqs", "paper"]
 
-_CHUNK = 256  # pixels: 512 codes of each are half a megabyte
+_CHUNK = 512  # pixels: 512 codes of each are a megabyte
 
 
 class FullMap:
@@ -60,13 +59,14 @@ class FullMap:
 
     def start(self) -> Tensor:
         """First iterate: one application of the map to G = 0 with a prior that returns Y."""
-        return self._state(torch.zeros((), dtype=self._noisy.dtype), (1 + self._b) * self._noisy)
+        return self._state(None, (1 + self._b) * self._noisy)
 
     def __call__(self, state: Tensor) -> Tensor:
         """Apply the map once."""
+        right = self._noisy + self._b * self._prior(self.observe(state))
         if state.device.type == "cpu" and not torch.is_grad_enabled():
-            return self._in_cache(state)
-        return self._state(self.codes(state), self._noisy + self._b * self._prior(self.observe(state)))
+            return self._in_cache(state, right)
+        return self._state(self.codes(state), right)
 
     def observe(self, state: Tensor) -> Tensor:
         """D G ``(block, pixel, band)``."""
@@ -83,25 +83,23 @@ class FullMap:
         taken._noisy = self._noisy[blocks]
         return taken
 
-    def _in_cache(self, state: Tensor) -> Tensor:
+    def _in_cache(self, state: Tensor, right: Tensor) -> Tensor:
         """Apply the map chunk by chunk: G is read and written once, everything between stays in the processor's cache."""
-        atoms = self._dictionary.shape[1]
-        b, c = self._b, self._c
-        ratio, threshold = (b / c).item(), self._threshold.item()
         image = torch.empty_like(state)
-        right = self._noisy + b * self._prior(self.observe(state))
-        for old, new, r in zip(state, image, right, strict=True):
-            for part in (slice(i, i + _CHUNK) for i in range(0, len(old), _CHUNK)):
-                sparse = F.softshrink(old[part, :atoms], threshold)
-                w = (r[part] / (1 + b) - ratio * (sparse @ self._dictionary.T)) @ self._inverse
-                new[part, :atoms] = torch.addmm(sparse, w, self._dictionary, beta=ratio)
-                new[part, atoms:] = (r[part] - c * w) / (1 + b)
+        for block in range(len(state)):
+            for begin in range(0, state.shape[1], _CHUNK):
+                part = slice(block, block + 1), slice(begin, begin + _CHUNK)
+                image[part] = self._state(self.codes(state[part]), right[part])
         return image
 
-    def _state(self, sparse: Tensor, right: Tensor) -> Tensor:
+    def _state(self, sparse: Tensor | None, right: Tensor) -> Tensor:
+        """G' beside D G' of sparse codes V (none: all zero) and r."""
         b, c = self._b, self._c
         pull = right / (1 + b)
-        if sparse.dim():
+        if sparse is not None:
             pull = pull - (b / c) * times(sparse, self._dictionary.T)
         w = times(pull, self._inverse)
-        return torch.cat([(b / c) * sparse + times(w, self._dictionary), (right - c * w) / (1 + b)], dim=2)
+        codes = times(w, self._dictionary)
+        if sparse is not None:
+            codes = (b / c) * sparse + codes
+        return torch.cat([codes, (right - c * w) / (1 + b)], dim=2)

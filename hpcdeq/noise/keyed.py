@@ -10,10 +10,11 @@ import threading
 import numpy as np
 from numpy.typing import NDArray
 
-_CHUNK = 1 << 17  # numbers made at once: their temporary arrays stay in the processor's cache
-_thread = (
-    threading.local()
-)  # each thread's scratch: fresh memory for every block would cost more than its noise
+_CHUNK = (
+    1 << 17
+)  # numbers made at once: a training block in one go, as every step of NumPy's takes and gives back the lock
+# Each thread's scratch: fresh memory for every block would cost more than its noise.
+_thread = threading.local()
 
 
 def generator(*key: int) -> np.random.Generator:

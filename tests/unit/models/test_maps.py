@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from hpcdeq.models import full
 from hpcdeq.models.fast import FastMap
 from hpcdeq.models.full import FullMap, Identity
 from hpcdeq.models.support import SupportSettings, find_support, support_basis
@@ -53,15 +54,20 @@ def equation_32(y: Tensor, atoms: Tensor, g: Tensor, b: float) -> Tensor:
     )
 
 
+@pytest.mark.parametrize("gradients", [True, False], ids=["whole", "in cache"])
 @pytest.mark.parametrize("identity", ["hqs", "paper"])
 @pytest.mark.parametrize("b", BS)
-def test_the_full_map_is_equation_14(b: float, identity: Identity) -> None:
+def test_the_full_map_is_equation_14(
+    b: float, identity: Identity, gradients: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full, "_CHUNK", 10)  # several chunks, the last one smaller
     y, d = problem()
     mu, c = 0.02 * b, b if identity == "hqs" else 1.0
     f = FullMap(y, d, scalar(b), scalar(mu), prior, identity)
     state = f.start()
     for _ in range(3 if identity == "hqs" or b <= 1 else 1):
-        image = f(state)
+        with torch.set_grad_enabled(gradients):
+            image = f(state)
         for i in range(len(y)):
             g = state[i, :, :ATOMS].T
             literal = equation_14(y[i].T, d, g, b, mu, c)
