@@ -89,7 +89,7 @@ def maps(repeats: int, device: torch.device) -> None:
     state, codes = full.start(), torch.rand(_BATCH, _ATOMS, _BLOCK**2, generator=generator).to(device)
     model = SparseDenoiser(ModelSettings(), dictionary.cpu()).to(device).eval()
     blocks = spectra.unflatten(1, (_BLOCK, _BLOCK)).permute(0, 3, 1, 2)
-    weights = model.prior.weights()
+    prior = model.prior.fix(blocks)
     found = timed(
         {
             "literal full": lambda: whole(codes),
@@ -97,7 +97,7 @@ def maps(repeats: int, device: torch.device) -> None:
             "literal fast, all atoms": lambda: everywhere(codes),
             "literal fast, restricted": lambda: restricted(codes[:, : _SUPPORT.size]),
             "fast": lambda: fast(fast.start()),
-            "prior": lambda: model.prior(blocks, weights),
+            "prior": lambda: prior(spectra),
         },
         repeats,
         device,

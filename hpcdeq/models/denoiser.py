@@ -10,12 +10,16 @@ from typing import ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
+from hpcdeq.models.cnn import Cnn, CnnSettings
 from hpcdeq.models.fast import FastMap
 from hpcdeq.models.full import FullMap, Identity
-from hpcdeq.models.prior import CnnPrior, PriorSettings
+from hpcdeq.models.prior import FixedPrior, Prior
+from hpcdeq.models.qrnn3d import Qrnn3d, Qrnn3dSettings
 from hpcdeq.models.spectra import to_blocks, to_spectra
 from hpcdeq.models.support import SupportSettings, support_basis
 from hpcdeq.solvers import Adjoint, Anderson, Implicit, Solution, Solver, equilibrium
+
+PriorSettings = CnnSettings | Qrnn3dSettings
 
 _PAPER_LARGEST_B = 1.0
 
@@ -42,7 +46,7 @@ class ModelSettings:
     """The identity term of the full map: ``hqs`` is b I, which (8) gives; ``paper`` is I, as (10a) prints it, for b <= 1."""
     learn_dictionary: bool = False
     """Whether training changes the dictionary too; its atoms keep unit norm."""
-    prior: PriorSettings = field(default_factory=PriorSettings)
+    prior: PriorSettings = field(default_factory=CnnSettings)
     support: SupportSettings = field(default_factory=SupportSettings)
     solver: Solver = field(default_factory=Anderson)
     adjoint: Adjoint = field(default_factory=Implicit)
@@ -97,7 +101,7 @@ class SparseDenoiser(nn.Module):
         self.settings = settings
         self.prior_dtype = torch.float32
         """What the prior computes in; everything else is float32. 16 bits are for inference only."""
-        self.prior = CnnPrior(bands, settings.prior)
+        self.prior = _make_prior(bands, settings.prior)
         self.log_b = nn.Parameter(torch.tensor(math.log(settings.b)))
         if settings.map == "full":
             self.log_mu = nn.Parameter(torch.tensor(math.log(settings.mu)))
@@ -116,6 +120,11 @@ class SparseDenoiser(nn.Module):
     def atoms(self) -> Tensor:
         """The dictionary D ``(band, atom)``."""
         return cast(Tensor, self.dictionary)
+
+    @property
+    def parameter_count(self) -> int:
+        """Learnt numbers: the prior's, the scalars, and the dictionary's if it is learnt (Figure 8 of the paper)."""
+        return sum(p.numel() for p in self.parameters())
 
     @property
     def b(self) -> Tensor:
@@ -147,7 +156,7 @@ class SparseDenoiser(nn.Module):
             Called with the solution of the backward solve, if there is one.
         """
         if self.settings.map == "prior":
-            estimate = self.prior(noisy.contiguous(memory_format=torch.channels_last), self._kernels())
+            estimate = to_blocks(self._fixed_prior(noisy)(to_spectra(noisy)), *noisy.shape[2:])
             return Denoised(estimate=estimate, solution=_applied_once(estimate))
         f = self.iteration(noisy)
         solution = equilibrium(f, f.start(), self.settings.solver, self.settings.adjoint, on_backward)
@@ -155,20 +164,17 @@ class SparseDenoiser(nn.Module):
 
     def iteration(self, noisy: Tensor) -> FastMap | FullMap:
         """Return the map whose fixed point denoises the blocks ``noisy (block, band, y, x)``."""
-        height, width = noisy.shape[2:]
-        weights = self._kernels()
-
-        def prior(spectra: Tensor) -> Tensor:
-            return to_spectra(self.prior(to_blocks(spectra, height, width), weights))
-
-        spectra = to_spectra(noisy)
+        spectra, prior = to_spectra(noisy), self._fixed_prior(noisy)
         if self.settings.map == "full":
             return FullMap(spectra, self.atoms, self.b, self.log_mu.exp(), prior, self.settings.identity)
         return FastMap(spectra, support_basis(spectra, self.atoms, self.settings.support), self.b, prior)
 
-    def _kernels(self) -> list[Tensor]:
-        dtype = self.prior_dtype if self.log_b.dtype == torch.float32 else self.log_b.dtype
-        return [w.to(dtype, memory_format=torch.channels_last) for w in self.prior.weights()]
+    def _fixed_prior(self, noisy: Tensor) -> FixedPrior:
+        return self.prior.fix(noisy, self.prior_dtype if self.log_b.dtype == torch.float32 else None)
+
+
+def _make_prior(bands: int, settings: PriorSettings) -> Prior:
+    return Cnn(bands, settings) if isinstance(settings, CnnSettings) else Qrnn3d(settings)
 
 
 def _applied_once(estimate: Tensor) -> Solution:

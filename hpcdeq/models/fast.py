@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
 from torch import Tensor
 
+from hpcdeq.models.prior import FixedPrior
 from hpcdeq.models.spectra import times
 
 
@@ -25,10 +25,10 @@ class FastMap:
     b
         Penalty parameter, a positive scalar tensor.
     prior
-        N on ``(block, pixel, band)``, with its weights already normalised.
+        N on ``(block, pixel, band)``, fixed for one solve.
     """
 
-    def __init__(self, noisy: Tensor, basis: Tensor, b: Tensor, prior: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, noisy: Tensor, basis: Tensor, b: Tensor, prior: FixedPrior) -> None:
         projector = basis @ basis.transpose(1, 2)
         self._pull = projector * (b / (1 + b))
         self._data = times(noisy, projector)
@@ -51,4 +51,5 @@ class FastMap:
         """Return the map on some of its blocks."""
         taken = copy.copy(self)
         taken._pull, taken._data, taken._anchor = (x[blocks] for x in (self._pull, self._data, self._anchor))
+        taken._prior = self._prior.take(blocks)
         return taken

@@ -47,6 +47,7 @@ def save_model(model: SparseDenoiser, folder: Path, provenance: dict[str, Any]) 
         "format": FORMAT,
         "version": VERSION,
         "bands": model.bands,
+        "parameters": model.parameter_count,
         "settings": asdict(model.settings),
         "weights_sha256": _sha256(aside / WEIGHTS),
         "provenance": provenance,

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
+from hpcdeq.models.prior import FixedPrior
 from hpcdeq.models.spectra import times
 
 Identity = Literal["hqs", "paper"]
@@ -35,7 +35,7 @@ class FullMap:
     b, mu
         Penalty and sparsity parameters, positive scalar tensors.
     prior
-        N on ``(block, pixel, band)``, with its weights already normalised.
+        N on ``(block, pixel, band)``, fixed for one solve.
     identity
         ``hqs``: c = b, as half-quadratic splitting of (8) gives it; ``paper``: c = 1, as (10a) prints it, which diverges
         for b > 1 on the null space of D. They agree at b = 1.
@@ -47,7 +47,7 @@ class FullMap:
         dictionary: Tensor,
         b: Tensor,
         mu: Tensor,
-        prior: Callable[[Tensor], Tensor],
+        prior: FixedPrior,
         identity: Identity = "hqs",
     ) -> None:
         self._noisy, self._dictionary, self._b, self._prior = noisy, dictionary, b, prior
@@ -80,7 +80,7 @@ class FullMap:
     def take(self, blocks: Tensor) -> FullMap:
         """Return the map on some of its blocks."""
         taken = copy.copy(self)
-        taken._noisy = self._noisy[blocks]
+        taken._noisy, taken._prior = self._noisy[blocks], self._prior.take(blocks)
         return taken
 
     def _in_cache(self, state: Tensor, right: Tensor) -> Tensor:

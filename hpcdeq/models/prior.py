@@ -1,96 +1,93 @@
-"""The learnt prior N: a small CNN on blocks, with the spectral normalisations of its kernels."""
+"""What every learnt prior N shares: normalised kernels, and the form in which one solve uses them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar, Literal
+import copy
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hpcdeq.models.spectra import to_blocks, to_spectra
+
 Norm = Literal["none", "kernel", "conv"]
+Convolution = nn.Conv2d | nn.Conv3d
 
 _POWER_GRID = 60  # pixels: the operator norm is taken on images of a block's size
 _FIRST_POWER_STEPS = 20
 
 
-@dataclass(frozen=True, kw_only=True)
-class PriorSettings:
-    """Architecture of the CNN (section VI-B of the paper: 4 layers, 64 filters, 3 x 3, spectrally normalised)."""
-
-    __pydantic_config__: ClassVar = {"extra": "forbid"}
-
-    layers: int = 4
-    filters: int = 64
-    kernel_size: int = 3
-    norm: Norm = "kernel"
-    """``kernel``: each reshaped kernel has spectral norm 1 (the paper's; it does not bound the convolution);
-    ``conv``: each convolution has operator norm 1 on a block (the true bound); ``none``."""
-    residual: bool = True
-    """Whether the CNN gives the noise, N(x) = x - CNN(x), or the clean block itself."""
-
-    def __post_init__(self) -> None:
-        if self.layers < 2:
-            raise ValueError(f"layers must be at least 2, got {self.layers}")
-        if self.filters < 1:
-            raise ValueError(f"filters must be at least 1, got {self.filters}")
-        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
-            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
-
-
-class CnnPrior(nn.Module):
-    """N_theta of equation (12): convolutions with ReLU between them, zero-padded, size-preserving.
+class Prior(nn.Module):
+    """A network that denoises blocks. A new one overrides `network` (and `tell`); nothing else in the package knows what it is.
 
     Parameters
     ----------
-    bands
-        Channels d of a block.
-    settings
-        Architecture.
+    convolutions
+        All its learnt layers, in the order in which `network` gets their kernels.
+    norm
+        How the kernels are normalised: see `CnnSettings.norm`; ``conv`` for two-dimensional convolutions only.
+    residual
+        Whether the network gives the noise, N(x) = x - network(x), or the clean block itself.
 
     Notes
     -----
-    The weights are normalised once per solve (`weights`) and the power iteration is advanced once per optimiser
-    step (`advance_power_iteration`), outside the solve: otherwise the map would change while it is being solved.
+    The weights are normalised once per solve (`fix`) and the power iteration is advanced once per optimiser step
+    (`advance_power_iteration`), outside the solve: otherwise the map would change while it is being solved.
     """
 
-    def __init__(self, bands: int, settings: PriorSettings) -> None:
+    def __init__(self, convolutions: Sequence[Convolution], norm: Norm, *, residual: bool) -> None:
         super().__init__()
-        self.settings = settings
-        inner = [settings.filters] * (settings.layers - 1)
-        self.convolutions = nn.ModuleList(
-            nn.Conv2d(a, b, settings.kernel_size, padding=settings.kernel_size // 2)
-            for a, b in zip([bands, *inner], [*inner, bands], strict=True)
-        )
-        if settings.norm != "none":
-            for i, layer in enumerate(self._layers()):
+        self.convolutions = nn.ModuleList(convolutions)
+        self.norm = norm
+        self.residual = residual
+        if norm != "none":
+            for i, layer in enumerate(self.layers()):
                 start = torch.sin(torch.arange(self._power_size(layer), dtype=torch.float32) + 1.0)
                 self.register_buffer(f"power_{i}", start / torch.linalg.vector_norm(start))
             self.advance_power_iteration(_FIRST_POWER_STEPS)
 
+    def network(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Tensor:
+        """Map ``blocks (block, band, y, x)`` to the noise in them, or to clean ones, in the precision of the kernels."""
+        raise NotImplementedError
+
+    def tell(self, noisy: Tensor) -> Tensor:
+        """Return what `network` is ``told (block, n)`` of the noisy blocks that are denoised: nothing, unless overridden."""
+        return noisy.new_zeros(len(noisy), 0)
+
+    def forward(self, noisy: Tensor) -> Tensor:
+        """Denoise blocks ``(block, band, y, x)`` in [0, 1] once."""
+        denoised: Tensor = to_blocks(self.fix(noisy)(to_spectra(noisy)), *noisy.shape[2:])
+        return denoised
+
+    def fix(self, noisy: Tensor, dtype: torch.dtype | None = None) -> FixedPrior:
+        """Return N as one solve for the blocks ``noisy (block, band, y, x)`` uses it, in a precision if given."""
+        kernels = [
+            w.to(dtype or w.dtype, memory_format=torch.channels_last)
+            if w.dim() == 4
+            else w.to(dtype or w.dtype)
+            for w in self.weights()
+        ]
+        return FixedPrior(self, kernels, self.tell(noisy), noisy.shape[2], noisy.shape[3])
+
+    def layers(self) -> list[Convolution]:
+        """Return all learnt layers."""
+        return [layer for layer in self.convolutions if isinstance(layer, Convolution)]
+
     def weights(self) -> list[Tensor]:
-        """Kernels of all layers, normalised; differentiable. Compute them once per solve."""
-        kernels = [layer.weight for layer in self._layers()]
-        if self.settings.norm == "none":
+        """Kernels of all layers, normalised; differentiable."""
+        kernels = [layer.weight for layer in self.layers()]
+        if self.norm == "none":
             return kernels
         return [kernel / self._norm(i, kernel) for i, kernel in enumerate(kernels)]
-
-    def forward(self, x: Tensor, weights: list[Tensor] | None = None) -> Tensor:
-        """Denoise blocks ``x (block, band, y, x)`` in [0, 1] with kernels from `weights`, in the precision of the kernels."""
-        kernels = self.weights() if weights is None else weights
-        if x.device.type == "cpu" and not torch.is_grad_enabled():
-            # The library behind chooses its kernel by the shape of the whole batch, so that a block would get other
-            # last bits with other batch mates; one at a time it cannot.
-            return torch.cat([self._denoise(block, kernels) for block in x.split(1)])
-        return self._denoise(x, kernels)
 
     @torch.no_grad()
     def advance_power_iteration(self, steps: int = 1) -> None:
         """Improve the estimates of the norms; call it once after every optimiser step."""
-        if self.settings.norm == "none":
+        if self.norm == "none":
             return
-        for i, layer in enumerate(self._layers()):
+        for i, layer in enumerate(self.layers()):
             vector = self._power(i)
             for _ in range(steps):
                 image = self._times(layer.weight, vector)
@@ -98,25 +95,11 @@ class CnnPrior(nn.Module):
                 vector = vector / torch.linalg.vector_norm(vector).clamp_min(1e-12)
             self._power(i).copy_(vector)
 
-    def _denoise(self, x: Tensor, kernels: list[Tensor]) -> Tensor:
-        layers = self._layers()
-        hidden = x.to(kernels[0].dtype)
-        for i, (layer, kernel) in enumerate(zip(layers, kernels, strict=True)):
-            bias = None if layer.bias is None else layer.bias.to(kernel.dtype)
-            hidden = F.conv2d(hidden, kernel, bias, padding=layer.padding)
-            if i < len(layers) - 1:
-                hidden = F.relu(hidden)
-        hidden = hidden.to(x.dtype)
-        return x - hidden if self.settings.residual else hidden
-
-    def _layers(self) -> list[nn.Conv2d]:
-        return [layer for layer in self.convolutions if isinstance(layer, nn.Conv2d)]
-
     def _power(self, i: int) -> Tensor:
         return self.get_buffer(f"power_{i}")
 
-    def _power_size(self, layer: nn.Conv2d) -> int:
-        if self.settings.norm == "kernel":
+    def _power_size(self, layer: Convolution) -> int:
+        if self.norm == "kernel":
             return layer.weight[0].numel()
         return layer.in_channels * _POWER_GRID**2
 
@@ -126,12 +109,39 @@ class CnnPrior(nn.Module):
         return norm
 
     def _times(self, kernel: Tensor, vector: Tensor) -> Tensor:
-        if self.settings.norm == "kernel":
+        if self.norm == "kernel":
             return kernel.flatten(1) @ vector
         image = vector.view(1, kernel.shape[1], _POWER_GRID, _POWER_GRID)
-        return F.conv2d(image, kernel, padding=self.settings.kernel_size // 2)
+        return F.conv2d(image, kernel, padding=kernel.shape[-1] // 2)
 
     def _transpose_times(self, kernel: Tensor, image: Tensor) -> Tensor:
-        if self.settings.norm == "kernel":
+        if self.norm == "kernel":
             return kernel.flatten(1).T @ image
-        return F.conv_transpose2d(image, kernel, padding=self.settings.kernel_size // 2).flatten()
+        return F.conv_transpose2d(image, kernel, padding=kernel.shape[-1] // 2).flatten()
+
+
+class FixedPrior:
+    """N with everything fixed that must not change during a solve, on spectra ``(block, pixel, band)``."""
+
+    def __init__(self, prior: Prior, kernels: list[Tensor], told: Tensor, height: int, width: int) -> None:
+        self._prior, self._kernels, self._told = prior, kernels, told
+        self._height, self._width = height, width
+
+    def __call__(self, spectra: Tensor) -> Tensor:
+        """Denoise the blocks."""
+        blocks = to_blocks(spectra, self._height, self._width)
+        if spectra.device.type == "cpu" and not torch.is_grad_enabled():
+            # The library behind chooses its kernel by the shape of the whole batch, so that a block would get other
+            # last bits with other batch mates; one at a time it cannot.
+            pairs = zip(blocks.split(1), self._told.split(1), strict=True)
+            found = torch.cat([self._prior.network(block, self._kernels, told) for block, told in pairs])
+        else:
+            found = self._prior.network(blocks, self._kernels, self._told)
+        found = found.to(blocks.dtype)
+        return to_spectra(blocks - found if self._prior.residual else found)
+
+    def take(self, blocks: Tensor) -> FixedPrior:
+        """Return the prior for some of the blocks."""
+        taken = copy.copy(self)
+        taken._told = self._told[blocks]
+        return taken

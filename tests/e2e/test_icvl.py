@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from hpcdeq.archive import open_archive
-from hpcdeq.models import ModelSettings, PriorSettings, SparseDenoiser, SupportSettings, save_model
+from hpcdeq.models import CnnSettings, ModelSettings, SparseDenoiser, SupportSettings, save_model
 from hpcdeq.solvers import Picard
 from tests.conftest import smooth_scene
 
@@ -57,7 +57,7 @@ def test_a_full_scene_is_ingested_and_denoised_within_4_gib(tmp_path: Path) -> N
     torch.manual_seed(0)
     atoms = torch.rand(31, 64)
     settings = ModelSettings(
-        prior=PriorSettings(layers=2, filters=16),
+        prior=CnnSettings(layers=2, filters=16),
         support=SupportSettings(size=8),
         solver=Picard(iterations=3),
     )

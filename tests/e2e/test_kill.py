@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from hpcdeq.archive import open_archive
-from hpcdeq.models import ModelSettings, PriorSettings, SparseDenoiser, SupportSettings, save_model
+from hpcdeq.models import CnnSettings, ModelSettings, SparseDenoiser, SupportSettings, save_model
 from hpcdeq.solvers import Picard
 from tests.conftest import add_scene, smooth_scene
 
@@ -140,7 +140,7 @@ def test_denoise(tmp_path: Path) -> None:
     atoms = torch.rand(BANDS, 20)
     settings = ModelSettings(
         block=32,
-        prior=PriorSettings(layers=2, filters=16),
+        prior=CnnSettings(layers=2, filters=16),
         support=SupportSettings(size=3),
         solver=Picard(iterations=6, tolerance=0),
     )

@@ -13,8 +13,8 @@ from hpcdeq.errors import ConfigError
 from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array
 from hpcdeq.inference.tiles import denoise_window, prepare
 from hpcdeq.models import (
+    CnnSettings,
     ModelSettings,
-    PriorSettings,
     SparseDenoiser,
     SupportSettings,
     load_model,
@@ -32,7 +32,7 @@ def small_model(**changes: object) -> SparseDenoiser:
     settings = replace(
         ModelSettings(
             block=24,
-            prior=PriorSettings(layers=2, filters=6),
+            prior=CnnSettings(layers=2, filters=6),
             support=SupportSettings(size=3),
             solver=Picard(iterations=3, tolerance=0),
         ),

@@ -15,7 +15,6 @@ from hpcdeq.models.support import SupportSettings, find_support, support_basis
 
 BANDS, ATOMS, PIXELS = 9, 40, 25
 BS = [0.05, 1.0, 30.0]
-Prior = Callable[[Tensor], Tensor]
 
 
 def problem() -> tuple[Tensor, Tensor]:
@@ -30,8 +29,20 @@ def scalar(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
 
 
-def prior(x: Tensor) -> Tensor:
-    return torch.sin(3 * x)
+class Pointwise:
+    """A prior N that knows nothing of its blocks."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        self.function = function
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.function(x)
+
+    def take(self, blocks: Tensor) -> Pointwise:
+        return self
+
+
+prior = Pointwise(lambda x: torch.sin(3 * x))
 
 
 def soft(x: Tensor, threshold: float) -> Tensor:
@@ -112,7 +123,7 @@ def test_the_gradient_of_the_lagrangian_vanishes_with_hqs_only() -> None:
 
 def test_the_papers_identity_term_diverges_for_b_above_1_in_the_null_space() -> None:
     y, d = problem()
-    f = FullMap(y, d, scalar(2.0), scalar(1e-3), lambda x: x, "paper")
+    f = FullMap(y, d, scalar(2.0), scalar(1e-3), Pointwise(lambda x: x), "paper")
     null = torch.linalg.svd(d).Vh[-1]
     state = f.start() + torch.cat([null, torch.zeros(BANDS, dtype=torch.float64)])
     sizes = []

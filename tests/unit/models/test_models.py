@@ -12,9 +12,9 @@ from torch import Tensor
 
 from hpcdeq.errors import ModelFileError
 from hpcdeq.models import (
-    CnnPrior,
+    CnnSettings,
     ModelSettings,
-    PriorSettings,
+    Qrnn3dSettings,
     SparseDenoiser,
     SupportSettings,
     load_dictionary,
@@ -22,7 +22,11 @@ from hpcdeq.models import (
     save_dictionary,
     save_model,
 )
+from hpcdeq.models.cnn import Cnn, noise_level
+from hpcdeq.models.denoiser import PriorSettings
+from hpcdeq.models.qrnn3d import Qrnn3d
 from hpcdeq.models.support import SupportMethod
+from hpcdeq.noise import estimate_sigma
 from hpcdeq.solvers import Anderson, Broyden, Implicit, Picard, Solver, Unrolled
 
 BANDS, ATOMS = 9, 40
@@ -40,7 +44,7 @@ def blocks(count: int = 5, size: int = 20, dtype: torch.dtype = torch.float32) -
 def small(**changes: object) -> ModelSettings:
     base: dict[str, object] = {
         "block": 20,
-        "prior": PriorSettings(layers=3, filters=8),
+        "prior": CnnSettings(layers=3, filters=8),
         "support": SupportSettings(size=4),
         "b": 2.0,
     }
@@ -72,6 +76,74 @@ def test_bytes_depend_neither_on_the_batch_nor_on_the_order(solver: Solver, map_
         assert torch.equal(denoiser(noisy[order]).estimate, together.estimate[order])
 
 
+PRIORS = {
+    "deep": CnnSettings(layers=8, filters=6),
+    "noise map": CnnSettings(layers=3, filters=6, noise_map=True),
+    "qrnn3d": Qrnn3dSettings(kind="qrnn3d", layers=3, filters=3),
+}
+
+
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+def test_any_prior_gives_a_block_the_same_bytes_in_any_batch(prior: PriorSettings) -> None:
+    denoiser = model(prior=prior, solver=Anderson(iterations=6, tolerance=3e-2)).eval()
+    noisy = blocks(5) * torch.logspace(-2, 0.5, 5)[:, None, None, None]
+    with torch.inference_mode():
+        together = denoiser(noisy)
+        assert len(together.solution.iterations.unique()) > 1, (
+            "blocks should leave the batch at different iterations"
+        )
+        assert torch.equal(torch.cat([denoiser(b).estimate for b in noisy.split(1)]), together.estimate)
+
+
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+def test_any_prior_is_trained_saved_and_loaded(prior: PriorSettings, tmp_path: Path) -> None:
+    denoiser = model(prior=prior).train()
+    denoiser(blocks(2)).estimate.square().mean().backward()
+    assert all(p.grad is not None and p.grad.any() for p in denoiser.parameters())
+    save_model(denoiser.eval(), tmp_path / "m", {})
+    loaded = load_model(tmp_path / "m")
+    assert loaded.settings == denoiser.settings
+    assert torch.equal(loaded(blocks()).estimate, denoiser(blocks()).estimate)
+
+
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+def test_the_implicit_gradient_of_any_prior_is_the_unrolled_one(prior: PriorSettings) -> None:
+    solver = Picard(iterations=200, tolerance=0)
+    gradients = []
+    for adjoint in (Unrolled(), Implicit(solver=solver)):
+        denoiser = model(solver=solver, adjoint=adjoint, b=0.5, prior=prior).double()
+        (denoiser(blocks(1, 8).double()).estimate ** 2).mean().backward()
+        gradients.append([p.grad for p in denoiser.parameters()])
+    for unrolled, implicit in zip(*gradients, strict=True):
+        torch.testing.assert_close(implicit, unrolled, rtol=1e-6, atol=1e-10)
+
+
+def test_a_noise_map_is_the_noise_level_of_the_noisy_block() -> None:
+    noise = torch.randn(3, BANDS, 60, 61, generator=torch.Generator().manual_seed(5))
+    noisy = 0.5 + noise * torch.tensor([0.02, 0.1, 0.3])[:, None, None, None]
+    noisy[0, :, :20] = 0.0  # no data
+    found = noise_level(noisy)
+    torch.testing.assert_close(found, torch.tensor([0.02, 0.1, 0.3]), rtol=0.05, atol=0)
+    for block, level in zip(noisy, found, strict=True):
+        assert estimate_sigma(block.numpy()).mean() == pytest.approx(level.item(), rel=1e-2)
+    settings = CnnSettings(layers=2, filters=4, noise_map=True)
+    cnn = Cnn(BANDS, settings)
+    assert not torch.equal(
+        cnn.network(noisy, cnn.weights(), found[:, None]),
+        cnn.network(noisy, cnn.weights(), 2 * found[:, None]),
+    )
+
+
+def test_the_recurrent_prior_sees_bands_on_one_side_per_layer() -> None:
+    prior = Qrnn3d(Qrnn3dSettings(kind="qrnn3d", layers=2, filters=3, residual=False))
+    x = blocks(1, 6).requires_grad_()
+    prior(x)[0, 4].sum().backward()
+    assert x.grad is not None
+    reached = x.grad[0].abs().sum((1, 2)) > 0
+    # One recurrence forwards, and two convolutions that look one band ahead each.
+    assert reached.tolist() == [True] * 7 + [False] * 2
+
+
 def test_deep_unrolling_and_equilibrium_have_the_same_gradient_at_convergence() -> None:
     noisy = blocks(2, 12).double()
     gradients = []
@@ -85,16 +157,16 @@ def test_deep_unrolling_and_equilibrium_have_the_same_gradient_at_convergence() 
 
 
 def test_the_residual_prior_is_the_identity_minus_the_cnn() -> None:
-    settings = PriorSettings(layers=2, filters=4)
-    direct = CnnPrior(BANDS, PriorSettings(layers=2, filters=4, residual=False))
-    residual = CnnPrior(BANDS, settings)
+    settings = CnnSettings(layers=2, filters=4)
+    direct = Cnn(BANDS, CnnSettings(layers=2, filters=4, residual=False))
+    residual = Cnn(BANDS, settings)
     residual.load_state_dict(direct.state_dict())
     x = blocks(1)
     torch.testing.assert_close(residual(x), x - direct(x))
 
 
 def test_kernel_norm_bounds_the_reshaped_kernel_only() -> None:
-    prior = CnnPrior(BANDS, PriorSettings(layers=2, filters=8, norm="kernel"))
+    prior = Cnn(BANDS, CnnSettings(layers=2, filters=8, norm="kernel"))
     prior.advance_power_iteration(200)
     for kernel in prior.weights():
         assert torch.linalg.matrix_norm(kernel.flatten(1), 2).item() == pytest.approx(1.0, abs=1e-4)
@@ -106,7 +178,7 @@ def test_kernel_norm_bounds_the_reshaped_kernel_only() -> None:
 
 
 def test_conv_norm_bounds_the_convolution() -> None:
-    prior = CnnPrior(3, PriorSettings(layers=2, filters=4, norm="conv"))
+    prior = Cnn(3, CnnSettings(layers=2, filters=4, norm="conv"))
     prior.advance_power_iteration(300)
     for kernel in prior.weights():
         x = torch.randn(1, kernel.shape[1], 60, 60, generator=torch.Generator().manual_seed(0))

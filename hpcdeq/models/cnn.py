@@ -1,0 +1,95 @@
+"""The paper's prior: a small CNN on the bands of a block; deeper, or told the noise level, if asked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hpcdeq.models.prior import Norm, Prior
+
+_NORMAL_MEDIAN = 0.6744897501960817  # of |x|, x standard normal
+
+
+@dataclass(frozen=True, kw_only=True)
+class CnnSettings:
+    """Architecture of the CNN (section VI-B of the paper: 4 layers, 64 filters, 3 x 3, spectrally normalised)."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}
+
+    kind: Literal["cnn"] = "cnn"
+    layers: int = 4
+    filters: int = 64
+    kernel_size: int = 3
+    norm: Norm = "kernel"
+    """``kernel``: each reshaped kernel has spectral norm 1 (the paper's; it does not bound the convolution);
+    ``conv``: each convolution has operator norm 1 on a block (the true bound); ``none``."""
+    residual: bool = True
+    """Whether the CNN gives the noise, N(x) = x - CNN(x), or the clean block itself."""
+    noise_map: bool = False
+    """Whether the CNN is told the noise level of its block, estimated from the block, as one more input image: one model for
+    many levels (FFDNet, Zhang, Zuo and Zhang 2018, doi:10.1109/TIP.2018.2839891)."""
+
+    def __post_init__(self) -> None:
+        if self.layers < 2:
+            raise ValueError(f"layers must be at least 2, got {self.layers}")
+        if self.filters < 1:
+            raise ValueError(f"filters must be at least 1, got {self.filters}")
+        if self.kernel_size < 1 or self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+
+
+class Cnn(Prior):
+    """N_theta of equation (12): convolutions with ReLU between them, zero-padded, size-preserving.
+
+    Parameters
+    ----------
+    bands
+        Channels d of a block.
+    settings
+        Architecture.
+    """
+
+    def __init__(self, bands: int, settings: CnnSettings) -> None:
+        widths = [bands + settings.noise_map, *[settings.filters] * (settings.layers - 1), bands]
+        size = settings.kernel_size
+        convolutions = [nn.Conv2d(a, b, size, padding=size // 2) for a, b in pairwise(widths)]
+        super().__init__(convolutions, settings.norm, residual=settings.residual)
+        self.noise_map = settings.noise_map
+
+    def tell(self, noisy: Tensor) -> Tensor:
+        """Return the noise level of each block, ``(block, 1)`` on the scale of the blocks, if the CNN has a noise map."""
+        return noise_level(noisy)[:, None] if self.noise_map else super().tell(noisy)
+
+    def network(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Tensor:
+        """Return the noise of the blocks, or clean ones."""
+        hidden = blocks.to(kernels[0].dtype)
+        if self.noise_map:
+            level = told.to(hidden.dtype)[:, :, None, None].expand(-1, -1, *hidden.shape[2:])
+            hidden = torch.cat([hidden, level], dim=1).contiguous(memory_format=torch.channels_last)
+        for i, (layer, kernel) in enumerate(zip(self.layers(), kernels, strict=True)):
+            if i > 0:
+                hidden = F.relu(hidden)
+            bias = None if layer.bias is None else layer.bias.to(kernel.dtype)
+            hidden = F.conv2d(hidden, kernel, bias, padding=kernel.shape[-1] // 2)
+        return hidden
+
+
+@torch.no_grad()
+def noise_level(noisy: Tensor) -> Tensor:
+    """Estimate the standard deviation of the noise of blocks ``(block, band, y, x)``: ``(block,)``, the mean over bands.
+
+    By the median of the finest diagonal Haar coefficients of every band, as `hpcdeq.noise.estimate_sigma` does for scenes;
+    cells that hold an exact 0 (no data) are left out.
+    """
+    height, width = (n - n % 2 for n in noisy.shape[2:])
+    a, b = noisy[:, :, 0:height:2, 0:width:2], noisy[:, :, 0:height:2, 1:width:2]
+    c, d = noisy[:, :, 1:height:2, 0:width:2], noisy[:, :, 1:height:2, 1:width:2]
+    empty = (a == 0) | (b == 0) | (c == 0) | (d == 0)
+    coefficients = (a - b - c + d).abs().masked_fill(empty, torch.nan)
+    medians = coefficients.flatten(2).nanmedian(dim=2).values.nan_to_num(0.0)
+    return medians.mean(dim=1) / (2 * _NORMAL_MEDIAN)
