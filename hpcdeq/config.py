@@ -59,6 +59,8 @@ class TrainingConfig(_Section):
     """Learning rate of log b and log mu, relative to that of the weights."""
     largest_residual: float = Field(default=0.1, gt=0)
     """A step of an equilibrium model whose blocks' mean residual is above this has no gradient worth taking: it is skipped."""
+    jacobian_weight: float = Field(default=0.0, ge=0)
+    """Weight in the loss of the mean square of the map's Jacobian at the fixed point (arXiv:2106.14342); 0 leaves it out."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient; a larger one is scaled down."""
     validate_every: int = Field(default=100, ge=1)

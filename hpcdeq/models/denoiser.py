@@ -17,7 +17,16 @@ from hpcdeq.models.prior import FixedPrior, Prior
 from hpcdeq.models.qrnn3d import Qrnn3d, Qrnn3dSettings
 from hpcdeq.models.spectra import to_blocks, to_spectra
 from hpcdeq.models.support import SupportSettings, support_basis
-from hpcdeq.solvers import Adjoint, Anderson, Implicit, Solution, Solver, equilibrium
+from hpcdeq.solvers import (
+    Adjoint,
+    Anderson,
+    Implicit,
+    Solution,
+    Solver,
+    equilibrium,
+    jacobian_penalty,
+    spectral_radius,
+)
 
 PriorSettings = CnnSettings | Qrnn3dSettings
 
@@ -72,6 +81,8 @@ class Denoised:
     estimate: Tensor
     """(block, band, y, x)."""
     solution: Solution
+    jacobian: Tensor | None = None
+    """Scalar penalty of the map's Jacobian at the solution, if a probe was given."""
 
 
 class SparseDenoiser(nn.Module):
@@ -145,7 +156,12 @@ class SparseDenoiser(nn.Module):
         if self.settings.learn_dictionary:
             self.atoms.div_(torch.linalg.vector_norm(self.atoms, dim=0))
 
-    def forward(self, noisy: Tensor, on_backward: Callable[[Solution], None] | None = None) -> Denoised:
+    def forward(
+        self,
+        noisy: Tensor,
+        on_backward: Callable[[Solution], None] | None = None,
+        probe: torch.Generator | None = None,
+    ) -> Denoised:
         """Denoise blocks.
 
         Parameters
@@ -154,13 +170,28 @@ class SparseDenoiser(nn.Module):
             Y ``(block, band, y, x)``, data scaled to [0, 1] plus noise.
         on_backward
             Called with the solution of the backward solve, if there is one.
+        probe
+            Source (on the CPU) of the random probe of `jacobian_penalty`; without one it is not computed.
         """
         if self.settings.map == "prior":
             estimate = to_blocks(self._fixed_prior(noisy)(to_spectra(noisy)), *noisy.shape[2:])
             return Denoised(estimate=estimate, solution=_applied_once(estimate))
         f = self.iteration(noisy)
         solution = equilibrium(f, f.start(), self.settings.solver, self.settings.adjoint, on_backward)
-        return Denoised(estimate=to_blocks(f.observe(solution.state), *noisy.shape[2:]), solution=solution)
+        jacobian = None
+        if probe is not None:
+            shape, dtype = solution.state.shape, solution.state.dtype
+            random = torch.randn(shape, generator=probe, dtype=dtype).to(noisy.device)
+            jacobian = jacobian_penalty(f, solution.state, random)
+        estimate = to_blocks(f.observe(solution.state), *noisy.shape[2:])
+        return Denoised(estimate=estimate, solution=solution, jacobian=jacobian)
+
+    def spectral_radius(self, noisy: Tensor) -> Tensor:
+        """Estimate the spectral radius of the map at the solution of blocks ``noisy (block, band, y, x)``: ``(block,)``."""
+        f = self.iteration(noisy)
+        with torch.no_grad():
+            state = self.settings.solver.solve(f, f.start()).state
+        return spectral_radius(f, state)
 
     def iteration(self, noisy: Tensor) -> FastMap | FullMap:
         """Return the map whose fixed point denoises the blocks ``noisy (block, band, y, x)``."""

@@ -9,6 +9,7 @@ from hpcdeq.solvers.adjoint import Adjoint, Implicit, JacobianFree, Phantom, Sol
 from hpcdeq.solvers.anderson import Anderson
 from hpcdeq.solvers.broyden import Broyden
 from hpcdeq.solvers.fixed_point import FixedPointMap, Solution
+from hpcdeq.solvers.jacobian import jacobian_penalty, spectral_radius
 from hpcdeq.solvers.picard import Picard
 
 __all__ = [
@@ -24,4 +25,6 @@ __all__ = [
     "Solver",
     "Unrolled",
     "equilibrium",
+    "jacobian_penalty",
+    "spectral_radius",
 ]

@@ -19,6 +19,7 @@ from hpcdeq.console import Bar, say
 from hpcdeq.errors import ConfigError, TrainingError
 from hpcdeq.metrics import mpsnr
 from hpcdeq.models import SparseDenoiser, load_model, save_model
+from hpcdeq.noise import generator
 from hpcdeq.solvers import Solution, Unrolled
 from hpcdeq.training import checkpoints, data
 from hpcdeq.training.log import RunLog
@@ -27,6 +28,8 @@ PHASES = ("pretrain", "train")
 _BAD_STEPS = 5  # skipped steps in a row before the last checkpoint is reloaded
 _MAX_ROLLBACKS = 5
 _ROLLBACK_LR = 0.5
+_PROBED_BLOCKS = 4  # the spectral radius is that of the worst of these validation blocks
+_PROBE = 13  # what a key is for
 
 
 @dataclass
@@ -157,9 +160,9 @@ class _Trainer:
         begin = time.perf_counter()
         self.model.train()
         self.optimizer.zero_grad(set_to_none=True)
-        estimate, solution = self._forward(noisy)
+        estimate, solution, jacobian = self._forward(noisy, self._probe())
         loss = F.mse_loss(estimate, clean)
-        loss.backward()
+        (loss if jacobian is None else loss + self.settings.jacobian_weight * jacobian).backward()
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
         sound = bool(torch.isfinite(loss) & torch.isfinite(norm)) and self._solved(solution)
         if sound:
@@ -173,7 +176,7 @@ class _Trainer:
             self._roll_back()
             return "rolled back"
         if self.at.step % self.settings.log_every == 0:
-            self._log_step(loss, norm, solution, time.perf_counter() - begin, waited)
+            self._log_step(loss, norm, solution, jacobian, time.perf_counter() - begin, waited)
         last = self.at.step == self.steps(self.at.phase)
         if self.at.step % self.settings.validate_every == 0 or last:
             self._validate()
@@ -181,11 +184,21 @@ class _Trainer:
             self._commit()
         return f"loss {loss.item():.3e}"
 
-    def _forward(self, noisy: Tensor) -> tuple[Tensor, Solution | None]:
+    def _forward(
+        self, noisy: Tensor, probe: torch.Generator | None = None
+    ) -> tuple[Tensor, Solution | None, Tensor | None]:
         if PHASES[self.at.phase] == "pretrain":
-            return self.model.prior(noisy), None
-        denoised = self.model(noisy, self._keep_adjoint)
-        return denoised.estimate, denoised.solution
+            return self.model.prior(noisy), None, None
+        denoised = self.model(noisy, self._keep_adjoint, probe)
+        return denoised.estimate, denoised.solution, denoised.jacobian
+
+    def _probe(self) -> torch.Generator | None:
+        """Random numbers of this step's Jacobian penalty: a function of its place in the run, as all that is random."""
+        if self.settings.jacobian_weight == 0:
+            return None
+        return torch.Generator().manual_seed(
+            int(generator(self.config.seed, self.at.batches, _PROBE).integers(1 << 62))
+        )
 
     def _solved(self, solution: Solution | None) -> bool:
         """Whether the fixed points are solved well enough for an implicit gradient, which holds at fixed points only."""
@@ -197,42 +210,63 @@ class _Trainer:
         self.adjoint = solution
 
     def _log_step(
-        self, loss: Tensor, norm: Tensor, solution: Solution | None, seconds: float, waited: float
+        self,
+        loss: Tensor,
+        norm: Tensor,
+        solution: Solution | None,
+        jacobian: Tensor | None,
+        seconds: float,
+        waited: float,
     ) -> None:
         values: dict[str, Any] = {
             "phase": PHASES[self.at.phase],
             "step": self.at.step,
             "loss": loss.item(),
             "gradient_norm": norm.item(),
-            **{name.removeprefix("log_"): value.exp().item() for name, value in self.model.scalars.items()},
+            **self._scalars(),
             "skipped": self.at.skipped,
             "step_seconds": seconds,
             "data_seconds": waited,
         }
+        if jacobian is not None:
+            values["jacobian"] = jacobian.item()
         for name, solved in (("forward", solution), ("backward", self.adjoint)):
             if solved is not None:
                 values[f"{name}_residual"] = solved.residual.mean().item()
                 values[f"{name}_iterations"] = solved.iterations.float().mean().item()
         self.log.write(self.at.batches, values)
 
+    def _scalars(self) -> dict[str, float]:
+        return {name.removeprefix("log_"): value.exp().item() for name, value in self.model.scalars.items()}
+
     @torch.no_grad()
     def _validate(self) -> None:
-        """Score the validation blocks, remember the best, commit a checkpoint."""
+        """Score the validation blocks, see how well the map converges on them, remember the best, commit a checkpoint."""
         self.model.eval()
-        scores = [
-            mpsnr(reference, estimate)
-            for clean, noisy in self.validation
-            for reference, estimate in zip(clean, self._forward(noisy.to(self.device))[0].cpu(), strict=True)
-        ]
+        scores, residuals = [], []
+        for clean, noisy in self.validation:
+            estimate, solution, _ = self._forward(noisy.to(self.device))
+            scores += [mpsnr(x, y) for x, y in zip(clean, estimate.cpu(), strict=True)]
+            residuals += [] if solution is None else solution.residual.tolist()
         psnr = sum(scores) / len(scores)
         if psnr > self.at.best_psnr:
             self.at.best, self.at.best_psnr = self._name(), psnr
-        self.log.write(
-            self.at.batches, {"phase": PHASES[self.at.phase], "step": self.at.step, "validation_psnr": psnr}
+        values = {"validation_psnr": psnr}
+        if PHASES[self.at.phase] == "train" and self.config.model.map != "prior":
+            probed = self.validation[0][1][:_PROBED_BLOCKS].to(self.device)
+            values |= {
+                "validation_residual": sum(residuals) / len(residuals),
+                "spectral_radius": self.model.spectral_radius(probed).max().item(),
+                **self._scalars(),
+            }
+        phase = PHASES[self.at.phase]
+        self.log.write(self.at.batches, {"phase": phase, "step": self.at.step, **values})
+        state = "".join(
+            f", {name.replace('_', ' ')} {value:.3g}"
+            for name, value in values.items()
+            if name != "validation_psnr"
         )
-        say(
-            f"{PHASES[self.at.phase]} step {self.at.step}: validation {psnr:.2f} dB (best {self.at.best_psnr:.2f})"
-        )
+        say(f"{phase} step {self.at.step}: validation {psnr:.2f} dB (best {self.at.best_psnr:.2f}){state}")
         self._commit()
 
     def _name(self) -> str:

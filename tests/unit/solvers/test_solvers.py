@@ -18,6 +18,8 @@ from hpcdeq.solvers import (
     Solver,
     Unrolled,
     equilibrium,
+    jacobian_penalty,
+    spectral_radius,
 )
 
 KINDS = [Picard, Anderson, Broyden]
@@ -277,3 +279,33 @@ def test_memory_of_the_implicit_adjoint_does_not_grow_with_the_iterations() -> N
 def test_wrong_settings_name_the_rule(make: object, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         make()  # type: ignore[operator]
+
+
+def test_the_jacobian_penalty_is_unbiased_and_differentiable() -> None:
+    matrix, offset = problem(2000)
+    matrix.requires_grad_()
+    probe = torch.randn(offset.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    penalty = jacobian_penalty(Linear(matrix, offset), offset, probe)
+    assert penalty.item() == pytest.approx((matrix**2).sum().item() / len(matrix), rel=0.05)
+    penalty.backward()
+    torch.testing.assert_close(matrix.grad, 2 * matrix / len(matrix), rtol=0, atol=0.05)
+    few = offset[:3].clone()
+
+    def of(weights: Tensor) -> Tensor:
+        return jacobian_penalty(Contraction(weights, few), few, probe[:3])
+
+    assert torch.autograd.gradcheck(of, (matrix.detach().requires_grad_(),))
+
+
+@pytest.mark.parametrize("complex_pair", [False, True])
+def test_the_spectral_radius_is_that_of_the_jacobian(complex_pair: bool) -> None:
+    if complex_pair:  # a rotation: single products swing if it is skewed
+        rotation = torch.tensor([[0.0, -2.0], [0.5, 0.0]], dtype=torch.float64) * 0.8
+        matrix = torch.block_diag(rotation, 0.3 * torch.eye(3, dtype=torch.float64))
+    else:
+        matrix = torch.diag(torch.tensor([0.2, 1.3, -0.4], dtype=torch.float64))
+    offset = torch.ones(2, len(matrix), dtype=torch.float64)
+    with torch.no_grad():  # as the training monitor calls it
+        found = spectral_radius(Linear(matrix, offset), offset, 40)
+    truth = torch.linalg.eigvals(matrix).abs().max().item()
+    torch.testing.assert_close(found, torch.full_like(found, truth), rtol=1e-3, atol=0)

@@ -53,8 +53,9 @@ class Killed(BaseException):
 def test_a_run_that_is_killed_and_continued_gives_the_same_bytes(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
 ) -> None:
-    whole = train(config(archive, tmp_path / "whole"))
-    cut = config(archive, tmp_path / "cut")
+    penalty = f"training.jacobian_weight={0.1 if kill_at == 9 else 0}"  # its probe is random too
+    whole = train(config(archive, tmp_path / "whole", penalty))
+    cut = config(archive, tmp_path / "cut", penalty)
     steps = 0
     original = torch.optim.Adam.step
 
@@ -145,6 +146,28 @@ def test_an_equilibrium_model_that_leaves_convergence_is_brought_back(
     last = [r for r in records if "forward_residual" in r][-1]
     assert last["forward_residual"] < 0.1
     assert all(torch.isfinite(p).all() for p in load_model(tmp_path / "run/model").parameters())
+
+
+def test_the_jacobian_penalty_makes_the_map_contract(archive: Archive, tmp_path: Path) -> None:
+    """And the monitor shows it: the spectral radius at the end is smaller than without it."""
+    radius = {}
+    for weight in (0, 100):
+        settings = [
+            "training.steps=15",
+            "training.validate_every=15",
+            "training.lr=3e-3",
+            "model.prior.norm=none",
+        ]
+        run = tmp_path / str(weight)
+        train(config(archive, run, *settings, "model.block=16", f"training.jacobian_weight={weight}"))
+        records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        radius[weight] = [r["spectral_radius"] for r in records if "spectral_radius" in r]
+        penalties = [r["jacobian"] for r in records if "jacobian" in r]
+        assert len(penalties) == (15 if weight else 0)
+        assert {"validation_residual", "b"} <= records[-1].keys()
+    assert radius[0][0] == radius[100][0]
+    assert radius[100][-1] < radius[0][-1]
+    assert penalties[-1] < penalties[0]
 
 
 def test_training_that_never_recovers_ends_with_advice(
