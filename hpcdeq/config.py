@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from hpcdeq.errors import ConfigError
@@ -42,21 +43,33 @@ class DataConfig(_Section):
     """Threads that decode and degrade."""
 
 
+def _check_length(value: int | str) -> int | str:
+    if (value < 0) if isinstance(value, int) else not re.fullmatch(r"\d+ epochs?", value):
+        raise ValueError("must be a number of steps of at least 0, or of epochs, such as '100 epochs'")
+    return value
+
+
+Length = Annotated[int | str, AfterValidator(_check_length)]
+
+
 class TrainingConfig(_Section):
     """How long and how fast to learn."""
 
     start_from: Path | None = None
     """Model folder whose dictionary and weights to begin with."""
-    pretrain_steps: int = Field(default=2000, ge=0)
-    """Steps of the prior alone, equation (12)."""
+    pretrain_steps: Length = 2000
+    """Steps of the prior alone, equation (12); or ``150 epochs``."""
     pretrain_lr: float = Field(default=1e-3, gt=0)
     """Learning rate of these."""
-    steps: int = Field(default=1000, ge=0)
-    """Steps of the whole model, equations (13) and (21)."""
+    steps: Length = 1000
+    """Steps of the whole model, equations (13) and (21); or ``100 epochs``."""
     lr: float = Field(default=1e-4, gt=0)
     """Learning rate of these."""
     lr_scalars_factor: float = Field(default=20.0, gt=0)
     """Learning rate of log b and log mu, relative to that of the weights."""
+    support_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (3, 4, 5, 6, 8, 10, 12, 16)
+    """Numbers of atoms a block that the trained fast map is tried with on the validation blocks, beside the one it was trained
+    with; the best one is written into the model. Empty keeps that of training."""
     largest_residual: float = Field(default=0.1, gt=0)
     """A step of an equilibrium model whose blocks' mean residual is above this has no gradient worth taking: it is skipped."""
     jacobian_weight: float = Field(default=0.0, ge=0)

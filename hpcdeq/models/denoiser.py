@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, cast
 
 import torch
@@ -146,6 +146,10 @@ class SparseDenoiser(nn.Module):
     def scalars(self) -> dict[str, Tensor]:
         """Logarithms of the learnt scalars, by name: ``log_b``, and ``log_mu`` of the full map."""
         return {name: value for name, value in self.named_parameters(recurse=False) if value.dim() == 0}
+
+    def set_support_size(self, size: int) -> None:
+        """Let a block of the fast map use another number of atoms, below the number of bands: nothing learnt depends on it."""
+        self.settings = replace(self.settings, support=replace(self.settings.support, size=size))
 
     @torch.no_grad()
     def after_step(self) -> None:

@@ -125,6 +125,7 @@ class _Trainer:
         if best is not None:
             state = checkpoints.load(self.run / "checkpoints" / best)
             self.model.load_state_dict(state["model"])
+        by_support = self._choose_support()
         folder = self.run / "model"
         provenance = {
             "hpcdeq": __version__,
@@ -133,6 +134,7 @@ class _Trainer:
             "scenes": {scene.name: scene.content_sha256 for scene in self.scenes},
             "checkpoint": best,
             "validation_psnr": None if best is None else self.at.best_psnr,
+            "validation_psnr_by_support_size": by_support,
             "skipped_steps": self.at.skipped,
             "rollbacks": self.at.rollbacks,
         }
@@ -141,7 +143,10 @@ class _Trainer:
 
     def steps(self, phase: int) -> int:
         """Return how many steps a phase has."""
-        return (self.settings.pretrain_steps, self.settings.steps)[phase]
+        length = (self.settings.pretrain_steps, self.settings.steps)[phase]
+        if isinstance(length, int):
+            return length
+        return int(length.split()[0]) * self.stream.batches_per_epoch
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
         """(clean, noisy, seconds waited) from where the run stands."""
@@ -242,20 +247,14 @@ class _Trainer:
     @torch.no_grad()
     def _validate(self) -> None:
         """Score the validation blocks, see how well the map converges on them, remember the best, commit a checkpoint."""
-        self.model.eval()
-        scores, residuals = [], []
-        for clean, noisy in self.validation:
-            estimate, solution, _ = self._forward(noisy.to(self.device))
-            scores += [mpsnr(x, y) for x, y in zip(clean, estimate.cpu(), strict=True)]
-            residuals += [] if solution is None else solution.residual.tolist()
-        psnr = sum(scores) / len(scores)
+        psnr, residual = self._score()
         if psnr > self.at.best_psnr:
             self.at.best, self.at.best_psnr = self._name(), psnr
         values = {"validation_psnr": psnr}
         if PHASES[self.at.phase] == "train" and self.config.model.map != "prior":
             probed = self.validation[0][1][:_PROBED_BLOCKS].to(self.device)
             values |= {
-                "validation_residual": sum(residuals) / len(residuals),
+                "validation_residual": residual,
                 "spectral_radius": self.model.spectral_radius(probed).max().item(),
                 **self._scalars(),
             }
@@ -268,6 +267,41 @@ class _Trainer:
         )
         say(f"{phase} step {self.at.step}: validation {psnr:.2f} dB (best {self.at.best_psnr:.2f}){state}")
         self._commit()
+
+    @torch.no_grad()
+    def _score(self) -> tuple[float, float]:
+        """Mean PSNR and mean residual on the validation blocks."""
+        self.model.eval()
+        scores: list[float] = []
+        residuals: list[float] = []
+        for clean, noisy in self.validation:
+            estimate, solution, _ = self._forward(noisy.to(self.device))
+            scores += [mpsnr(x, y) for x, y in zip(clean, estimate.cpu(), strict=True)]
+            residuals += [0.0] if solution is None else solution.residual.tolist()
+        return sum(scores) / len(scores), sum(residuals) / len(residuals)
+
+    def _choose_support(self) -> dict[int, float]:
+        """Give a trained fast map the number of atoms that is best on the validation blocks; PSNR by number.
+
+        More atoms represent the block better and let more noise through; what is best is known only with the prior at hand.
+        """
+        trained = self.config.model.support.size
+        largest = min(self.model.bands - 1, self.model.atoms.shape[1])
+        sizes = [n for n in self.settings.support_sizes if n <= largest and n != trained]
+        if self.config.model.map != "fast" or PHASES[self.at.phase] != "train" or not sizes:
+            return {}
+        psnr = {}
+        for size in [trained, *sizes]:
+            self.model.set_support_size(size)
+            psnr[size], _ = self._score()
+        best = max(psnr, key=psnr.__getitem__)
+        self.model.set_support_size(best)
+        say(
+            f"support of {best} atoms a block: "
+            + ", ".join(f"{n}: {psnr[n]:.2f}" for n in sorted(psnr))
+            + " dB"
+        )
+        return psnr
 
     def _name(self) -> str:
         return checkpoints.name_of(self.at.phase, self.at.rollbacks, self.at.step)

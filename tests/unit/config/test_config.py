@@ -39,7 +39,10 @@ def test_what_is_written_reads_back(tmp_path: Path) -> None:
         ("data.batch=x", "data.batch: Input should be a valid integer"),
         ("model.support.size=0", "model.support: support size must be at least 1, got 0"),
         ("noise.sigm=3", "noise.sigm: unknown key; did you mean 'sigma'?"),
-        ("training.steps=-1", "training.steps: Input should be greater than or equal to 0 (got -1)"),
+        ("training.steps=-1", "training.steps: must be a number of steps of at least 0, or of epochs"),
+        ("training.steps=3 epoch s", "such as '100 epochs' (got '3 epoch s')"),
+        ("model.prior.noise_mapp=true", "model.prior.noise_mapp: unknown key; did you mean 'noise_map'?"),
+        ("model.prior={kind: qrnn3d, layer: 3}", "model.prior.layer: unknown key; did you mean 'layers'?"),
         ("zzz=1", "zzz: unknown key; valid keys: run, seed, device"),
         ("steps", "'steps' is not an override; write key.sub=value"),
     ],
@@ -72,7 +75,7 @@ def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
 
 
 def test_every_example_recipe_is_valid() -> None:
-    recipes = sorted((Path(__file__).parents[3] / "configs").glob("*.yaml"))
-    assert recipes
+    recipes = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
+    assert len(recipes) >= 9
     for recipe in recipes:
         load_train_config(recipe, [DATA])

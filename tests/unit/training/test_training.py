@@ -11,6 +11,7 @@ import torch
 from hpcdeq.archive import Archive
 from hpcdeq.config import TrainConfig, load_train_config
 from hpcdeq.errors import ConfigError, TrainingError
+from hpcdeq.metrics import mpsnr
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.training import checkpoints, train
 from hpcdeq.training import loop as training_loop
@@ -33,6 +34,7 @@ SMALL = [
     "training.validate_every=4",
     "training.checkpoint_every=3",
     "training.log_every=1",
+    "training.support_sizes=[]",
     "training.largest_residual=10",  # four iterations solve nothing well
 ]
 
@@ -168,6 +170,35 @@ def test_the_jacobian_penalty_makes_the_map_contract(archive: Archive, tmp_path:
     assert radius[0][0] == radius[100][0]
     assert radius[100][-1] < radius[0][-1]
     assert penalties[-1] < penalties[0]
+
+
+def test_the_number_of_atoms_is_the_best_on_the_validation_blocks(archive: Archive, tmp_path: Path) -> None:
+    sizes = "training.support_sizes=[1,2,5,99]"  # 99: more than there are bands, left out
+    settings = config(archive, tmp_path / "run", sizes)
+    card = json.loads((train(settings) / "model.json").read_text())
+    psnr = {int(n): value for n, value in card["provenance"]["validation_psnr_by_support_size"].items()}
+    assert sorted(psnr) == [1, 2, 3, 5]
+    assert psnr[3] == pytest.approx(card["provenance"]["validation_psnr"])
+    assert card["settings"]["support"]["size"] == max(psnr, key=psnr.__getitem__)
+    model = load_model(tmp_path / "run/model")
+    again = []
+    for clean, noisy in training_loop.data.validation_batches(
+        settings, training_loop.data.split(settings)[1]
+    ):
+        with torch.inference_mode():
+            again += [mpsnr(x, y) for x, y in zip(clean, model(noisy).estimate, strict=True)]
+    assert sum(again) / len(again) == pytest.approx(max(psnr.values()), abs=1e-4)
+
+
+def test_a_length_may_be_given_in_epochs(archive: Archive, tmp_path: Path) -> None:
+    settings = config(archive, tmp_path / "run", "training.pretrain_steps=1 epoch", "training.steps=2 epochs")
+    train(settings)
+    state = checkpoints.load(checkpoints.latest(tmp_path / "run/checkpoints") or tmp_path)
+    batches = training_loop.data.training_stream(
+        settings, training_loop.data.split(settings)[0]
+    ).batches_per_epoch
+    assert state["position"]["step"] == 2 * batches
+    assert state["position"]["batches"] == 3 * batches
 
 
 def test_training_that_never_recovers_ends_with_advice(
