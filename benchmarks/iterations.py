@@ -51,11 +51,11 @@ def main() -> None:
             ready = prepare(model, settings)
             scores, residuals = [], [0.0]
             for clean, noisy in pairs:
-                estimate, tiles = denoise_window(
+                found = denoise_window(
                     ready, lambda w, n=noisy: n[(slice(None), *w.slices)], extent, extent, settings
                 )
-                scores.append(mpsnr(clean, estimate))
-                residuals += [tile.residual for tile in tiles]
+                scores.append(mpsnr(clean, found.values))
+                residuals += [tile.residual for tile in found.tiles]
             cells.append(f"{iterations}: {np.mean(scores):.2f} ({max(residuals):.0e})")
         print(f"{folder}: {model.parameter_count} parameters\n  " + "  ".join(cells), flush=True)
 

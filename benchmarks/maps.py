@@ -26,7 +26,7 @@ from hpcdeq.inference import DenoiseSettings, denoise_array
 from hpcdeq.models import ModelSettings, SparseDenoiser, SupportSettings
 from hpcdeq.models.fast import FastMap
 from hpcdeq.models.full import FullMap
-from hpcdeq.models.support import find_support, support_basis
+from hpcdeq.models.support import find_support
 from hpcdeq.solvers import Adjoint, Anderson, Implicit, Picard, Solver, Unrolled
 
 _BANDS, _ATOMS, _BLOCK, _BATCH = 31, 512, 60, 16
@@ -82,7 +82,7 @@ def maps(repeats: int, device: torch.device) -> None:
         return x
 
     full = FullMap(spectra, dictionary, b, mu, same)
-    fast = FastMap(spectra, support_basis(spectra, dictionary, _SUPPORT), b, same)
+    fast = FastMap(spectra, dictionary, find_support(spectra, dictionary, _SUPPORT), b, same)
     atoms = dictionary.T[find_support(spectra, dictionary, _SUPPORT)].transpose(1, 2)
     whole, restricted = literal_full(columns, dictionary), literal_fast(columns, atoms)
     everywhere = literal_fast(columns, dictionary.expand(_BATCH, -1, -1))

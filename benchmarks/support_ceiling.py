@@ -20,7 +20,7 @@ from torch import Tensor
 from hpcdeq.archive import open_archive
 from hpcdeq.models import SupportSettings, load_dictionary
 from hpcdeq.models.spectra import times
-from hpcdeq.models.support import SupportMethod, support_basis
+from hpcdeq.models.support import SupportMethod, find_support, support_basis
 
 _BLOCK = 60
 _SIZES = (3, 5, 8, 12, 16, 20)
@@ -53,7 +53,8 @@ def main() -> None:
         cells = []
         for size in _SIZES:
             begin = time.perf_counter()
-            basis = support_basis(noisy, dictionary, SupportSettings(method=method, size=size))
+            support = find_support(noisy, dictionary, SupportSettings(method=method, size=size))
+            basis = support_basis(dictionary, support)
             milliseconds = (time.perf_counter() - begin) / len(clean) * 1e3
             projector = basis @ basis.transpose(1, 2)
             reached, begun = (psnr(clean, times(x, projector)) for x in (clean, noisy))

@@ -52,21 +52,23 @@ class SceneDraft:
         assert ends, f"{window} does not end at a shard"
         self._array(RADIANCE)[(slice(None), *window.slices)] = values
 
+    def write_codes(self, window: Window, codes: NDArray[np.float16]) -> None:
+        """Write the sparse codes (code, y, x) of a window of whole shards."""
+        self._array(layout.CODES)[(slice(None), *window.slices)] = codes
+
     def write_mask(self, window: Window, valid: NDArray[np.bool_]) -> None:
         """Write the validity (y, x) of a window of whole shards."""
         self._array(layout.VALID_MASK)[window.slices] = valid.astype(np.uint8)
 
-    def attach(self, coordinates: dict[str, NDArray[Any]], maps: dict[str, NDArray[Any]]) -> None:
-        """Put small arrays beside the pixels: ``maps`` over the axes that ``coordinates`` name, in their order."""
-        over = {**{name: (name,) for name in coordinates}, **dict.fromkeys(maps, tuple(coordinates))}
-        for name, dimensions in over.items():
-            self._writable.create_array(
-                name,
-                data=(coordinates | maps)[name],
-                dimension_names=dimensions,
-                overwrite=True,
-                config={"write_empty_chunks": True},
-            )
+    def attach(self, name: str, dimensions: tuple[str, ...], values: NDArray[Any]) -> None:
+        """Put a small array beside the pixels."""
+        self._writable.create_array(
+            name,
+            data=values,
+            dimension_names=dimensions,
+            overwrite=True,
+            config={"write_empty_chunks": True},
+        )
 
     def publish(self) -> None:
         """Write the checksums of all shards and move the scene into the archive, in place of one of that name.
@@ -138,6 +140,19 @@ def _create(path: Path, header: SceneHeader) -> None:
                 config=config,
             )
             array[...] = values
+    if header.codes:
+        group.create_array(
+            layout.CODES,
+            shape=(header.codes, height, width),
+            dtype="float16",
+            chunks=(header.codes, layout.CHUNK, layout.CHUNK),
+            shards=(header.codes, edge_y, edge_x),
+            compressors=codecs,
+            fill_value=0,
+            dimension_names=("code", "y", "x"),
+            attributes={"long_name": "sparse codes"},
+            config=config,
+        )
     if header.has_mask:
         group.create_array(
             layout.VALID_MASK,

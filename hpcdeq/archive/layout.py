@@ -20,6 +20,10 @@ WAVELENGTH = "wavelength"
 FWHM = "fwhm"
 VALID_MASK = "valid_mask"
 SHARD_CHECKSUM = "shard_checksum"
+CODES = "codes"
+SUPPORT = "support"
+DICTIONARY = "dictionary"
+CELL_Y, CELL_X = "cell_y", "cell_x"
 
 CHUNK = 65  # pixels: what training reads; 1300 = 20 x 65
 SHARDS = (260, 325, 195, 130, 65)  # pixels, in order of preference: what one writer owns; 1300 = 5 x 260
@@ -48,6 +52,8 @@ class SceneHeader:
     """(band,) full widths at half maximum in nm, if known."""
     has_mask: bool = False
     """Whether some pixels hold no data: then ``valid_mask (y, x)`` is written."""
+    codes: int = 0
+    """Sparse codes a pixel: then ``codes (code, y, x)`` is written beside the pixels, in shards of the same pixels."""
     attributes: dict[str, Any] = field(default_factory=dict)
     """Attributes of the scene's group: source, source_format, source_sha256, ..."""
 

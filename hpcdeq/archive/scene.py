@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -146,15 +147,65 @@ class Scene:
         )
         return values
 
+    @property
+    def code_bytes(self) -> int:
+        """Size on disk of its sparse codes; 0 if it has none."""
+        return sum(
+            f.stat().st_size
+            for n in (layout.CODES, layout.SUPPORT)
+            for f in (self.path / n).rglob("*")
+            if f.is_file()
+        )
+
+    def decode(self, window: Window | None = None) -> NDArray[np.float32]:
+        """Rebuild the pixels ``(band, y, x)`` of a window from the sparse codes that the fast map left beside them.
+
+        Where tiles do not overlap they are the denoised pixels, up to the rounding of the codes to 16 bits; elsewhere those of
+        the tile that owns them, unblended.
+
+        Raises
+        ------
+        SceneError
+            If the scene has no codes, or those of the full map, which are no copy of the pixels.
+        """
+        if layout.CODES not in self._group:
+            raise SceneError(f"scene {self.name} has no codes; denoise it with --codes to keep them")
+        supports = self._optional(layout.SUPPORT)
+        if supports is None:
+            raise SceneError(
+                f"scene {self.name} has codes of a full map: they leave out what many small codes carry, and do not rebuild "
+                "the pixels; read radiance, or use a fast model"
+            )
+        window = window or self.extent
+        dictionary, rows, columns = (
+            self._stored_beside(name) for name in (layout.DICTIONARY, layout.CELL_Y, layout.CELL_X)
+        )
+        stored = cast("zarr.Array[Any]", self._group[layout.CODES])
+        codes = np.asarray(stored[(slice(None), *window.slices)], np.float32)
+        pixels = np.empty((len(dictionary), window.height, window.width), np.float32)
+        for i, (y0, y1) in enumerate(pairwise([*rows.tolist(), self.shape[1]])):
+            for j, (x0, x1) in enumerate(pairwise([*columns.tolist(), self.shape[2]])):
+                cell = Window(y0, y1, x0, x1).intersect(window)
+                if cell.height > 0 and cell.width > 0:
+                    inside = (slice(None), *cell.shift(-window.y0, -window.x0).slices)
+                    pixels[inside] = np.tensordot(dictionary[:, supports[i, j]], codes[inside], 1)
+        return pixels
+
+    def _stored_beside(self, name: str) -> NDArray[Any]:
+        stored = self._optional(name)
+        if stored is None:
+            raise SceneError(f"scene {self.name}: no {name!r} array beside its codes; denoise it again")
+        return stored
+
     def _shard_at(self, y: int, x: int) -> Window:
         (edge_y, edge_x), (_, height, width) = self.shard_shape, self.shape
         y0, x0 = y // edge_y * edge_y, x // edge_x * edge_x
         return Window(y0, min(y0 + edge_y, height), x0, min(x0 + edge_x, width))
 
-    def shard_path(self, window: Window) -> Path:
-        """File of the shard that holds ``window``."""
+    def shard_path(self, window: Window, array: str = RADIANCE) -> Path:
+        """File of the shard of an array, ``radiance`` or ``codes``, that holds ``window``."""
         edge_y, edge_x = self.shard_shape
-        return shard_file(self.path, window.y0 // edge_y, window.x0 // edge_x)
+        return self.path / array / "c" / "0" / str(window.y0 // edge_y) / str(window.x0 // edge_x)
 
     def header(self) -> SceneHeader:
         """All that is stored beside the pixels, to write a scene like this one."""
@@ -172,11 +223,6 @@ class Scene:
         if name not in self._group:
             return None
         return np.asarray(cast("zarr.Array[Any]", self._group[name])[...])
-
-
-def shard_file(scene: Path, row: int, column: int) -> Path:
-    """File of shard (row, column) of a scene's radiance."""
-    return scene / RADIANCE / "c" / "0" / str(row) / str(column)
 
 
 def crc32c_of(path: Path) -> int:

@@ -24,6 +24,9 @@ def denoise(
     precision: Annotated[
         str, typer.Option(help="float32 or bfloat16: what the prior computes in.")
     ] = "float32",
+    codes: Annotated[
+        bool, typer.Option("--codes", help="Also keep the sparse codes: supports and coefficients.")
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Denoise again what is there already.")
@@ -41,6 +44,7 @@ def denoise(
         iterations=iterations,
         tolerance=tolerance,
         precision=precision,  # type: ignore[arg-type]  # checked there
+        codes=codes,
         device=device,
     )
     report = denoise_archive(open_archive(archive), model, out, settings, overwrite=overwrite)
@@ -52,6 +56,11 @@ def denoise(
         say(
             f"{solved.converged} of {solved.tiles} tiles converged, {solved.iterations / solved.tiles:.1f} iterations "
             f"a tile, worst residual {solved.worst_residual:.1e}"
+        )
+    if report.code_bytes:
+        say(
+            f"codes take {report.code_bytes / 1e6:.1f} MB: the pixels as float32 take "
+            f"{report.pixel_bytes / report.code_bytes:.1f} times as much"
         )
     if report.failed:
         raise PartialFailureError("not denoised: " + ", ".join(report.failed))

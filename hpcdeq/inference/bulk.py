@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from hpcdeq.archive import Archive, Scene, SceneDraft, SceneHeader, open_archive
+from hpcdeq.archive.layout import CELL_X, CELL_Y, CODES, DICTIONARY, RADIANCE, SUPPORT
 from hpcdeq.archive.scene import crc32c_of
 from hpcdeq.console import Bar, say
 from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
@@ -18,7 +20,7 @@ from hpcdeq.inference.ledger import Ledger, Record
 from hpcdeq.inference.tiles import Convergence, DenoiseSettings, TileSolution, denoise_window, prepare
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.models.files import read_card
-from hpcdeq.tiling import Window, partition
+from hpcdeq.tiling import Window, cells_along, partition
 
 _UNIT_SHARDS = (
     2  # edge of a unit: fewer tiles cross unit borders, and are computed twice, than with single shards
@@ -37,6 +39,10 @@ class DenoiseReport:
     failed: dict[str, str] = field(default_factory=dict)
     """Scenes that could not be denoised, and why."""
     convergence: Convergence = field(default_factory=Convergence)
+    code_bytes: int = 0
+    """Size on disk of the codes of the scenes denoised, if codes are kept."""
+    pixel_bytes: int = 0
+    """Size of the same scenes' pixels as float32."""
 
 
 def denoise_archive(
@@ -68,6 +74,10 @@ def denoise_archive(
         raise ConfigError(f"--out {out} is the archive that is read; choose another folder")
     model = prepare(load_model(model_folder), settings)
     settings.overlap_of(model)
+    if settings.codes and model.code_count == 0:
+        raise ConfigError(
+            f"--codes: {model_folder} is a prior alone and has no codes; use a fast or full model"
+        )
     denoised = open_archive(out, create=True)
     denoised.sweep()
     job = _Job(model, read_card(model_folder)["weights_sha256"], settings, denoised, overwrite)
@@ -76,13 +86,17 @@ def denoise_archive(
     with Bar("denoise", len(names)) as bar:
         for name in names:
             try:
-                convergence = job.denoise(archive[name], bar.note)
+                scene = archive[name]
+                convergence = job.denoise(scene, bar.note)
             except HpcdeqError as error:
                 report.failed[name] = str(error)
                 say(f"{name}: {error}")
             else:
                 (report.skipped if convergence is None else report.done).append(name)
                 report.convergence += convergence or Convergence()
+                if settings.codes and convergence is not None:
+                    report.code_bytes += denoised[name].code_bytes
+                    report.pixel_bytes += 4 * math.prod(scene.shape)
             bar.advance()
     denoised.close()
     return report
@@ -122,7 +136,7 @@ class _Job:
                 ledger.write(record)
             tiles |= {(tile.y0, tile.x0): tile for tile in record.tiles}
             note(f"{scene.name} unit {i}/{len(units)}")
-        _write_map(draft, tiles)
+        self._attach(draft, scene, tiles)
         draft.publish()
         return Convergence.of(tiles.values())
 
@@ -130,25 +144,52 @@ class _Job:
         """Digest of all that decides the bytes of a denoised scene."""
         solver = self.model.settings.solver
         what = {
-            "ledger": 2,
+            "ledger": 3,
             "weights": self.weights,
             "solver": asdict(solver),
             "precision": self.settings.precision,
             "overlap": self.settings.overlap_of(self.model),
+            "codes": self.settings.codes,
             "input": scene.content_sha256,
             "scale_factor": scene.scale_factor,
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
     def _compute(self, scene: Scene, unit: Window, draft: SceneDraft) -> Record:
-        values, tiles = denoise_window(self.model, scene.read, scene.extent, unit, self.settings)
+        found = denoise_window(self.model, scene.read, scene.extent, unit, self.settings)
         if scene.has_mask:
             valid = scene.valid_mask(unit)
-            values[:, ~valid] = 0.0
+            found.values[:, ~valid] = 0.0
             draft.write_mask(unit, valid)
-        draft.write(unit, values)
-        sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in _files(draft, unit)}
-        return Record(window=unit, checksums=sums, tiles=tiles)
+        draft.write(unit, found.values)
+        arrays = [RADIANCE]
+        if found.codes is not None:
+            draft.write_codes(unit, found.codes)
+            arrays.append(CODES)
+        files = [file for array in arrays for file in _files(draft, unit, array)]
+        sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
+        return Record(window=unit, checksums=sums, tiles=found.tiles)
+
+    def _attach(self, draft: SceneDraft, scene: Scene, tiles: dict[tuple[int, int], TileSolution]) -> None:
+        """Keep beside the pixels how each tile was solved, for people to look at, and what its codes mean."""
+        rows, columns = (sorted({place[axis] for place in tiles}) for axis in (0, 1))
+        grid = [[tiles[y, x] for x in columns] for y in rows]
+        places = ("tile_y", "tile_x")
+        draft.attach("tile_y", places[:1], np.array(rows))
+        draft.attach("tile_x", places[1:], np.array(columns))
+        for name, dtype in (("residual", np.float32), ("iterations", np.int32), ("converged", np.uint8)):
+            values = np.array([[getattr(tile, name) for tile in row] for row in grid], dtype)
+            draft.attach(f"tile_{name}", places, values)
+        if not self.settings.codes:
+            return
+        block, overlap = self.model.settings.block, self.settings.overlap_of(self.model)
+        for name, place, size in zip((CELL_Y, CELL_X), places, scene.shape[1:], strict=True):
+            firsts = [first for first, _ in cells_along(size, block, overlap).values()]
+            draft.attach(name, (place,), np.array(firsts))
+        draft.attach(DICTIONARY, ("band", "atom"), self.model.atoms.detach().cpu().numpy())
+        if grid[0][0].support:
+            supports = np.array([[tile.support for tile in row] for row in grid], np.int32)
+            draft.attach(SUPPORT, (*places, "code"), supports)
 
     def _header(self, scene: Scene, fingerprint: str) -> SceneHeader:
         return SceneHeader(
@@ -157,6 +198,7 @@ class _Job:
             wavelengths=scene.wavelengths,
             fwhm=scene.fwhm,
             has_mask=scene.has_mask,
+            codes=self.model.code_count if self.settings.codes else 0,
             attributes={
                 **scene.attributes,
                 FINGERPRINT: fingerprint,
@@ -169,30 +211,16 @@ class _Job:
         )
 
 
-def _write_map(draft: SceneDraft, tiles: dict[tuple[int, int], TileSolution]) -> None:
-    """Keep beside the pixels how each tile was solved, for people to look at."""
-    rows, columns = (sorted({place[axis] for place in tiles}) for axis in (0, 1))
-    grid = [[tiles[y, x] for x in columns] for y in rows]
-    draft.attach(
-        {"tile_y": np.array(rows), "tile_x": np.array(columns)},
-        {
-            "tile_residual": np.array([[tile.residual for tile in row] for row in grid], np.float32),
-            "tile_iterations": np.array([[tile.iterations for tile in row] for row in grid], np.int32),
-            "tile_converged": np.array([[tile.converged for tile in row] for row in grid], np.uint8),
-        },
-    )
-
-
 def _units(scene: Scene) -> Iterator[Window]:
     """Cut a scene into units of whole shards."""
     edge_y, edge_x = scene.shard_shape
     return partition(scene.shape[1], scene.shape[2], _UNIT_SHARDS * edge_y, _UNIT_SHARDS * edge_x)
 
 
-def _files(draft: SceneDraft, unit: Window) -> list[Path]:
-    """Shard files of a unit."""
+def _files(draft: SceneDraft, unit: Window, array: str) -> list[Path]:
+    """Shard files of a unit of an array."""
     shards = partition(unit.height, unit.width, *draft.scene.shard_shape)
-    return [draft.scene.shard_path(shard.shift(unit.y0, unit.x0)) for shard in shards]
+    return [draft.scene.shard_path(shard.shift(unit.y0, unit.x0), array) for shard in shards]
 
 
 def _intact(draft: SceneDraft, record: Record) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
+from itertools import starmap
 from pathlib import Path
 
 from hpcdeq.inference.tiles import TileSolution
@@ -48,7 +49,9 @@ class Ledger:
         return Record(
             window=window,
             checksums=stored["checksums"],
-            tiles=[TileSolution(*tile) for tile in stored["tiles"]],
+            tiles=[
+                replace(tile, support=tuple(tile.support)) for tile in starmap(TileSolution, stored["tiles"])
+            ],
         )
 
     def write(self, record: Record) -> None:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 
 from hpcdeq.cluster.device import choose_device
 from hpcdeq.errors import ConfigError
-from hpcdeq.models import SparseDenoiser
-from hpcdeq.tiling import Window, blend_weights, tiles_of
+from hpcdeq.models import Codes, SparseDenoiser
+from hpcdeq.tiling import Window, blend_weights, cells_along, tiles_of
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -36,6 +36,8 @@ class DenoiseSettings:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What the prior computes in; ``bfloat16`` is up to twice as fast on processors that have it, but its rounding leaves residuals
     near 2e-2: no smaller tolerance is reached."""
+    codes: bool = False
+    """Whether the sparse codes are kept beside the pixels."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
 
@@ -72,6 +74,20 @@ class TileSolution:
     residual: float
     iterations: int
     converged: bool
+    support: tuple[int, ...] = ()
+    """Atoms that its codes belong to, if codes are kept; none for codes over all atoms."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoisedWindow:
+    """What is computed for one window of a scene."""
+
+    values: NDArray[np.float32]
+    """(band, y, x)."""
+    tiles: list[TileSolution]
+    """How each tile that touches the window was solved."""
+    codes: NDArray[np.float16] | None
+    """(code, y, x) if asked for: of every pixel those that the tile found in whose cell it lies (`hpcdeq.tiling.cells_along`)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +138,7 @@ def prepare(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
 @torch.inference_mode()
 def denoise_window(
     model: SparseDenoiser, read: Read, extent: Window, window: Window, settings: DenoiseSettings
-) -> tuple[NDArray[np.float32], list[TileSolution]]:
+) -> DenoisedWindow:
     """Denoise one window of a scene, by all tiles of the scene that touch it.
 
     The tiles are those of the whole scene and are added in their order, so that the result for a pixel does not
@@ -139,12 +155,7 @@ def denoise_window(
     window
         What to denoise.
     settings
-        Overlap and batch are used here.
-
-    Returns
-    -------
-    tuple
-        Denoised pixels ``(band, y, x)``, and how each tile that touches the window was solved.
+        Overlap, batch and codes are used here.
     """
     overlap = settings.overlap_of(model)
     tiles = tiles_of(extent.height, extent.width, model.settings.block, overlap, touching=window)
@@ -154,21 +165,49 @@ def denoise_window(
     weights = blend_weights(tiles[0].height, tiles[0].width, overlap)
     total = np.zeros((noisy.shape[0], window.height, window.width), np.float32)
     weight = np.zeros((window.height, window.width), np.float32)
+    kept = _KeptCodes(model, extent, window, overlap) if settings.codes else None
     solutions: list[TileSolution] = []
     for begin in range(0, len(tiles), settings.batch):
         batch = tiles[begin : begin + settings.batch]
         blocks = np.stack([noisy[(slice(None), *t.shift(-around.y0, -around.x0).slices)] for t in batch])
         denoised = model(torch.from_numpy(blocks).to(device))
         solved = denoised.solution
+        supports = [()] * len(batch) if kept is None else kept.add(batch, denoised.codes())
         numbers = (x.tolist() for x in (solved.residual, solved.iterations, solved.converged))
-        solutions += [TileSolution(t.y0, t.x0, *found) for t, *found in zip(batch, *numbers, strict=True)]
+        solutions += [
+            TileSolution(t.y0, t.x0, *found) for t, *found in zip(batch, *numbers, supports, strict=True)
+        ]
         for tile, estimate in zip(batch, denoised.estimate.float().cpu().numpy(), strict=True):
             common = tile.intersect(window)
             inside = common.shift(-tile.y0, -tile.x0).slices
             target = common.shift(-window.y0, -window.x0).slices
             total[(slice(None), *target)] += weights[inside] * estimate[(slice(None), *inside)]
             weight[target] += weights[inside]
-    return total / weight, solutions
+    return DenoisedWindow(values=total / weight, tiles=solutions, codes=None if kept is None else kept.values)
+
+
+class _KeptCodes:
+    """The codes of a window: of every pixel those of the tile that owns it, as codes cannot be blended."""
+
+    def __init__(self, model: SparseDenoiser, extent: Window, window: Window, overlap: int) -> None:
+        self.window = window
+        self.values = np.zeros((model.code_count, window.height, window.width), np.float16)
+        self._rows, self._columns = (
+            cells_along(size, model.settings.block, overlap) for size in (extent.height, extent.width)
+        )
+
+    def add(self, tiles: list[Window], codes: Codes) -> list[tuple[int, ...]]:
+        """Keep the codes of a batch of tiles; return the support of each."""
+        for tile, values in zip(tiles, codes.values.cpu().numpy(), strict=True):
+            own = Window(*self._rows[tile.y0], *self._columns[tile.x0]).intersect(self.window)
+            if own.height > 0 and own.width > 0:
+                target = own.shift(-self.window.y0, -self.window.x0).slices
+                self.values[(slice(None), *target)] = values[
+                    (slice(None), *own.shift(-tile.y0, -tile.x0).slices)
+                ]
+        if codes.support is None:
+            return [()] * len(tiles)
+        return [tuple(support) for support in codes.support.tolist()]
 
 
 def denoise_array(
@@ -188,4 +227,4 @@ def denoise_array(
         )
     extent = Window(0, noisy.shape[1], 0, noisy.shape[2])
     model = prepare(model, settings)
-    return denoise_window(model, lambda w: noisy[(slice(None), *w.slices)], extent, extent, settings)[0]
+    return denoise_window(model, lambda w: noisy[(slice(None), *w.slices)], extent, extent, settings).values

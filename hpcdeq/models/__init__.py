@@ -1,13 +1,14 @@
 """Denoisers: priors, fixed-point maps of sparse coding, the model that joins them, and model files."""
 
 from hpcdeq.models.cnn import CnnSettings
-from hpcdeq.models.denoiser import Denoised, ModelSettings, SparseDenoiser
+from hpcdeq.models.denoiser import Codes, Denoised, ModelSettings, SparseDenoiser
 from hpcdeq.models.files import load_dictionary, load_model, save_dictionary, save_model
 from hpcdeq.models.qrnn3d import Qrnn3dSettings
 from hpcdeq.models.support import SupportSettings
 
 __all__ = [
     "CnnSettings",
+    "Codes",
     "Denoised",
     "ModelSettings",
     "Qrnn3dSettings",

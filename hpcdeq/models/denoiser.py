@@ -16,7 +16,7 @@ from hpcdeq.models.full import FullMap, Identity
 from hpcdeq.models.prior import FixedPrior, Prior
 from hpcdeq.models.qrnn3d import Qrnn3d, Qrnn3dSettings
 from hpcdeq.models.spectra import to_blocks, to_spectra
-from hpcdeq.models.support import SupportSettings, support_basis
+from hpcdeq.models.support import SupportSettings, find_support
 from hpcdeq.solvers import (
     Adjoint,
     Anderson,
@@ -75,14 +75,41 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Codes:
+    """Sparse codes of denoised blocks."""
+
+    values: Tensor
+    """(block, code, y, x). Of the fast map: the coefficients G of the block's own atoms, D_S G being the estimate. Of the full map:
+    V = soft(G, mu / b) over all atoms, mostly zero; the many codes below mu / b that it leaves out carry much of D G."""
+    support: Tensor | None
+    """(block, code) the atoms that the codes belong to; None if they are all atoms, in order."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Denoised:
     """Denoised blocks and how well each one's fixed point was solved."""
 
     estimate: Tensor
     """(block, band, y, x)."""
     solution: Solution
+    iteration: FastMap | FullMap | None = None
+    """The map that was solved; None for a prior alone."""
     jacobian: Tensor | None = None
     """Scalar penalty of the map's Jacobian at the solution, if a probe was given."""
+
+    def codes(self) -> Codes:
+        """Recover the sparse codes of the blocks.
+
+        Raises
+        ------
+        ValueError
+            If the model is a prior alone: it has none.
+        """
+        f = self.iteration
+        if f is None:
+            raise ValueError("a model with map=prior has no codes; use one with map=fast or map=full")
+        values = to_blocks(f.codes(self.solution.state), *self.estimate.shape[2:])
+        return Codes(values=values, support=f.support if isinstance(f, FastMap) else None)
 
 
 class SparseDenoiser(nn.Module):
@@ -138,6 +165,13 @@ class SparseDenoiser(nn.Module):
         return sum(p.numel() for p in self.parameters())
 
     @property
+    def code_count(self) -> int:
+        """Codes a pixel has: |S| of the fast map, M of the full one, none of a prior alone."""
+        return {"fast": self.settings.support.size, "full": self.atoms.shape[1], "prior": 0}[
+            self.settings.map
+        ]
+
+    @property
     def b(self) -> Tensor:
         """The penalty b > 0."""
         return self.log_b.exp()
@@ -188,7 +222,7 @@ class SparseDenoiser(nn.Module):
             random = torch.randn(shape, generator=probe, dtype=dtype).to(noisy.device)
             jacobian = jacobian_penalty(f, solution.state, random)
         estimate = to_blocks(f.observe(solution.state), *noisy.shape[2:])
-        return Denoised(estimate=estimate, solution=solution, jacobian=jacobian)
+        return Denoised(estimate=estimate, solution=solution, iteration=f, jacobian=jacobian)
 
     def spectral_radius(self, noisy: Tensor) -> Tensor:
         """Estimate the spectral radius of the map at the solution of blocks ``noisy (block, band, y, x)``: ``(block,)``."""
@@ -202,7 +236,8 @@ class SparseDenoiser(nn.Module):
         spectra, prior = to_spectra(noisy), self._fixed_prior(noisy)
         if self.settings.map == "full":
             return FullMap(spectra, self.atoms, self.b, self.log_mu.exp(), prior, self.settings.identity)
-        return FastMap(spectra, support_basis(spectra, self.atoms, self.settings.support), self.b, prior)
+        support = find_support(spectra, self.atoms, self.settings.support)
+        return FastMap(spectra, self.atoms, support, self.b, prior)
 
     def _fixed_prior(self, noisy: Tensor) -> FixedPrior:
         return self.prior.fix(noisy, self.prior_dtype if self.log_b.dtype == torch.float32 else None)

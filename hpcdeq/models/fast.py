@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor
 
 from hpcdeq.models.prior import FixedPrior
 from hpcdeq.models.spectra import times
+from hpcdeq.models.support import support_basis
 
 
 class FastMap:
@@ -20,15 +22,22 @@ class FastMap:
     ----------
     noisy
         Y ``(block, pixel, band)``.
-    basis
-        Orthonormal Q ``(block, band, |S|)``, P_S = Q Q^T.
+    dictionary
+        D ``(band, atom)``.
+    support
+        S ``(block, |S|)``, the atoms that each block may use.
     b
         Penalty parameter, a positive scalar tensor.
     prior
         N on ``(block, pixel, band)``, fixed for one solve.
     """
 
-    def __init__(self, noisy: Tensor, basis: Tensor, b: Tensor, prior: FixedPrior) -> None:
+    def __init__(
+        self, noisy: Tensor, dictionary: Tensor, support: Tensor, b: Tensor, prior: FixedPrior
+    ) -> None:
+        self.support = support
+        self._dictionary = dictionary
+        basis = support_basis(dictionary, support)
         projector = basis @ basis.transpose(1, 2)
         self._pull = projector * (b / (1 + b))
         self._data = times(noisy, projector)
@@ -47,9 +56,18 @@ class FastMap:
         """D G: the state itself."""
         return state
 
+    def codes(self, state: Tensor) -> Tensor:
+        """G ``(block, pixel, |S|)`` with D_S G the state, over each block's own atoms; the least such G if they are dependent."""
+        atoms = self._dictionary.T[self.support].double()
+        inverses = torch.stack(
+            [torch.linalg.pinv(one) for one in atoms]
+        )  # one by one: equal bytes in any batch
+        return times(state, inverses.to(state.dtype))
+
     def take(self, blocks: Tensor) -> FastMap:
         """Return the map on some of its blocks."""
         taken = copy.copy(self)
+        taken.support = self.support[blocks]
         taken._pull, taken._data, taken._anchor = (x[blocks] for x in (self._pull, self._data, self._anchor))
         taken._prior = self._prior.take(blocks)
         return taken

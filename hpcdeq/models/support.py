@@ -32,12 +32,8 @@ class SupportSettings:
             raise ValueError(f"support size must be at least 1, got {self.size}")
 
 
-def support_basis(spectra: Tensor, dictionary: Tensor, settings: SupportSettings) -> Tensor:
-    """Orthonormal basis Q ``(block, band, |S|)`` of span(D_S) for each noisy block ``(block, pixel, band)``.
-
-    Differentiable in the atoms, not in the choice among them.
-    """
-    support = find_support(spectra.detach(), dictionary.detach(), settings)
+def support_basis(dictionary: Tensor, support: Tensor) -> Tensor:
+    """Orthonormal basis Q ``(block, band, |S|)`` of the span of the atoms ``support (block, |S|)``; differentiable in them."""
     return _orthonormalise(dictionary.T[support].double()).transpose(1, 2).to(dictionary.dtype)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -99,6 +100,16 @@ def tiles_of(
         for x in _starts(width, tile, overlap)
         if x < seen.x1 and seen.x0 < x + tile
     ]
+
+
+def cells_along(size: int, tile: int, overlap: int) -> dict[int, tuple[int, int]]:
+    """Pixels ``(first, end)`` that each tile owns along an axis of ``size`` pixels, by the tile's first pixel.
+
+    Neighbours share what they overlap in halves, so that every pixel has one owner.
+    """
+    starts = _starts(size, tile, overlap)
+    borders = [0, *((before + tile + start) // 2 for before, start in pairwise(starts)), size]
+    return dict(zip(starts, pairwise(borders), strict=True))
 
 
 def blend_weights(height: int, width: int, overlap: int) -> NDArray[np.float32]:

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import xarray
 import zarr
 
 from hpcdeq.archive import Archive, open_archive
-from hpcdeq.errors import ConfigError
+from hpcdeq.errors import ConfigError, SceneError
 from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array
 from hpcdeq.inference.tiles import denoise_window, prepare
 from hpcdeq.models import (
@@ -71,10 +72,8 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(
         settings = DenoiseSettings(device="cpu", overlap=overlap, batch=batch)
         model = prepare(small_model(**changes), settings)
         for window in partition(*shape, step, step):
-            part, _ = denoise_window(
-                model, lambda w: noisy[(slice(None), *w.slices)], extent, window, settings
-            )
-            assert np.array_equal(part, whole[(slice(None), *window.slices)])
+            part = denoise_window(model, lambda w: noisy[(slice(None), *w.slices)], extent, window, settings)
+            assert np.array_equal(part.values, whole[(slice(None), *window.slices)])
 
 
 def test_without_overlap_a_scene_of_whole_blocks_is_the_model_on_its_blocks() -> None:
@@ -118,14 +117,16 @@ def test_masked_pixels_stay_masked(tmp_path: Path, model_folder: Path) -> None:
     assert (scene.read()[:, ~valid] == 0).all()
 
 
+@pytest.mark.parametrize("codes", [False, True], ids=["pixels", "codes"])
 def test_a_killed_run_goes_on_and_never_shows_half_a_scene(
-    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    archive: Archive, model_folder: Path, tmp_path: Path, codes: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Killed(BaseException):
         pass
 
     monkeypatch.setattr(bulk, "_UNIT_SHARDS", 1)
-    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
+    settings = DenoiseSettings(device="cpu", codes=codes)
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", settings)
     calls: list[Window] = []
     original = bulk.denoise_window
 
@@ -137,13 +138,18 @@ def test_a_killed_run_goes_on_and_never_shows_half_a_scene(
 
     monkeypatch.setattr(bulk, "denoise_window", counted)
     with pytest.raises(Killed):
-        denoise_archive(archive, model_folder, tmp_path / "cut.zarr", SETTINGS)
+        denoise_archive(archive, model_folder, tmp_path / "cut.zarr", settings)
     assert open_archive(tmp_path / "cut.zarr").names() == []
-    denoise_archive(archive, model_folder, tmp_path / "cut.zarr", SETTINGS)
+    denoise_archive(archive, model_folder, tmp_path / "cut.zarr", settings)
     # Two units of the first scene: one was finished before the kill, and is not computed again.
     assert len(calls) == len(set(calls)) + calls.count(calls[1]) - 1
     whole, cut = open_archive(tmp_path / "whole.zarr"), open_archive(tmp_path / "cut.zarr")
     assert all(np.array_equal(whole[n].shard_checksums, cut[n].shard_checksums) for n in archive)
+    if codes:
+        for name in archive:
+            sides = [zarr.open_group(a.path / name, mode="r") for a in (whole, cut)]
+            for array in ("codes", "support", "cell_y", "cell_x", "dictionary"):
+                assert np.array_equal(sides[0][array][...], sides[1][array][...])  # type: ignore[index]
 
 
 def test_a_finished_unit_whose_shard_is_lost_is_computed_again(
@@ -244,3 +250,70 @@ def test_each_scene_keeps_a_map_of_how_its_tiles_were_solved(archive: Archive, t
         tiles += residual.size
     assert report.convergence.tiles == tiles, "tiles that units share are counted once"
     assert 0 < report.convergence.converged < tiles
+
+
+@pytest.mark.parametrize("map_", ["fast", "full"])
+def test_codes_are_kept_and_those_of_the_fast_map_rebuild_the_pixels(
+    archive: Archive, tmp_path: Path, map_: str
+) -> None:
+    model = small_model(map=map_, mu=5.0)
+    save_model(model, tmp_path / "m", {})
+    settings = DenoiseSettings(device="cpu", overlap=0, codes=True)
+    report = denoise_archive(archive, tmp_path / "m", tmp_path / "out.zarr", settings)
+    scene = open_archive(tmp_path / "out.zarr")[archive.names()[0]]
+    tree = xarray.open_zarr(scene.path, consolidated=False)
+    assert tree.codes.dims == ("code", "y", "x")
+    assert report.pixel_bytes == sum(4 * np.prod(archive[name].shape) for name in archive)
+    with torch.inference_mode():
+        noisy = torch.from_numpy(archive[scene.name].read()[None, :, :24, :24])
+        codes = model(noisy).codes()
+    np.testing.assert_allclose(tree.codes.values[:, :24, :24], codes.values[0], rtol=1e-3, atol=1e-6)
+    if map_ == "full":  # V over all atoms
+        assert tree.codes.shape[0] == model.atoms.shape[1]
+        assert (tree.codes.values == 0).mean() > 0.2
+        with pytest.raises(SceneError, match="has codes of a full map"):
+            scene.decode()
+        return
+    assert codes.support is not None
+    assert tree.support.dims == ("tile_y", "tile_x", "code")
+    assert tree.support.values[0, 0].tolist() == codes.support[0].tolist()
+    assert 0 < report.code_bytes < report.pixel_bytes
+    pixels, decoded = scene.read(), scene.decode()
+    alone = (
+        slice(None),
+        slice(0, 96),
+        slice(0, 96),
+    )  # the last tile of a row or column overlaps the one before
+    np.testing.assert_allclose(decoded[alone], pixels[alone], rtol=0, atol=2e-3)
+    part = Window(10, 33, 5, 50)
+    assert np.array_equal(scene.decode(part), decoded[(slice(None), *part.slices)])
+
+
+def test_of_overlapping_tiles_each_pixel_has_the_codes_of_its_owner(archive: Archive, tmp_path: Path) -> None:
+    save_model(small_model(), tmp_path / "m", {})
+    settings = DenoiseSettings(device="cpu", overlap=8, codes=True)
+    denoise_archive(archive, tmp_path / "m", tmp_path / "out.zarr", settings)
+    scene = open_archive(tmp_path / "out.zarr")[archive.names()[0]]
+    noisy = archive[scene.name].read()
+    with torch.inference_mode():
+        first = small_model()(torch.from_numpy(noisy[None, :, :24, :24])).estimate[0].numpy()
+    np.testing.assert_allclose(scene.decode(Window(0, 20, 0, 20)), first[:, :20, :20], rtol=0, atol=2e-3)
+    error = np.abs(scene.decode() - scene.read())
+    assert error.mean() < 0.05  # unblended, but near
+
+
+def test_codes_change_no_pixel_and_are_asked_of_models_that_have_them(
+    archive: Archive, tmp_path: Path
+) -> None:
+    save_model(small_model(), tmp_path / "m", {})
+    save_model(small_model(map="prior"), tmp_path / "prior", {})
+    for codes in (False, True):
+        settings = DenoiseSettings(device="cpu", codes=codes)
+        denoise_archive(archive, tmp_path / "m", tmp_path / f"{codes}.zarr", settings)
+    with_codes, without = (open_archive(tmp_path / f"{codes}.zarr") for codes in (True, False))
+    for name in archive.names():
+        assert with_codes[name].content_sha256 == without[name].content_sha256
+    with pytest.raises(SceneError, match="has no codes; denoise it with --codes"):
+        without[archive.names()[0]].decode()
+    with pytest.raises(ConfigError, match="is a prior alone and has no codes"):
+        denoise_archive(archive, tmp_path / "prior", tmp_path / "x.zarr", DenoiseSettings(codes=True))

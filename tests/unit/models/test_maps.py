@@ -11,7 +11,7 @@ from torch import Tensor
 from hpcdeq.models import full
 from hpcdeq.models.fast import FastMap
 from hpcdeq.models.full import FullMap, Identity
-from hpcdeq.models.support import SupportSettings, find_support, support_basis
+from hpcdeq.models.support import SupportSettings, find_support
 
 BANDS, ATOMS, PIXELS = 9, 40, 25
 BS = [0.05, 1.0, 30.0]
@@ -146,7 +146,7 @@ def test_the_fast_map_is_equation_32(b: float) -> None:
     y, d = problem()
     settings = SupportSettings(size=4)
     support = find_support(y, d, settings)
-    f = FastMap(y, support_basis(y, d, settings), scalar(b), prior)
+    f = FastMap(y, d, find_support(y, d, settings), scalar(b), prior)
     state = f.start()
     for i in range(len(y)):
         atoms, g = d[:, support[i]], None
@@ -161,7 +161,7 @@ def test_the_projector_form_keeps_the_state_in_the_span_of_the_support() -> None
     y, d = problem()
     settings = SupportSettings(size=4)
     atoms = d[:, find_support(y, d, settings)[0]]
-    f = FastMap(y, support_basis(y, d, settings), scalar(2.0), prior)
+    f = FastMap(y, d, find_support(y, d, settings), scalar(2.0), prior)
     image = f(f(f.start()))[0].T
     projector = atoms @ torch.linalg.inv(atoms.T @ atoms) @ atoms.T
     torch.testing.assert_close(projector @ image, image, rtol=1e-11, atol=2e-15 * 100)
@@ -170,9 +170,9 @@ def test_the_projector_form_keeps_the_state_in_the_span_of_the_support() -> None
 @pytest.mark.parametrize("maker", ["fast", "full"])
 def test_a_map_on_some_blocks_is_those_blocks_of_the_map(maker: str) -> None:
     y, d = problem()
-    basis = support_basis(y, d, SupportSettings(size=4))
+    support = find_support(y, d, SupportSettings(size=4))
     f: FastMap | FullMap = (
-        FastMap(y, basis, scalar(2.0), prior)
+        FastMap(y, d, support, scalar(2.0), prior)
         if maker == "fast"
         else FullMap(y, d, scalar(2.0), scalar(0.1), prior)
     )
@@ -194,7 +194,7 @@ def test_gradients_of_the_maps_pass_gradcheck(learnt: str) -> None:
         if learnt == "full":
             f = FullMap(y, d, log_b.exp(), log_mu.exp(), prior)
         else:
-            f = FastMap(y, support_basis(y, d, SupportSettings(size=2)), log_b.exp() + 0 * log_mu, prior)
+            f = FastMap(y, d, find_support(y, d, SupportSettings(size=2)), log_b.exp() + 0 * log_mu, prior)
         return f(f(f.start()))
 
     assert torch.autograd.gradcheck(applied, (d, log_b, log_mu))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdeq.tiling import Window, blend_weights, partition, tiles_of
+from hpcdeq.tiling import Window, blend_weights, cells_along, partition, tiles_of
 
 SIZES = st.integers(1, 300)
 
@@ -71,3 +71,13 @@ def test_weights_of_neighbours_sum_to_one(tile: int, data: st.DataObject) -> Non
 def test_impossible_tiles_are_refused(tile: int, overlap: int) -> None:
     with pytest.raises(ValueError, match="must be"):
         tiles_of(100, 100, tile, overlap)
+
+
+@given(size=st.integers(1, 300), tile=st.integers(1, 80), data=st.data())
+def test_every_pixel_is_owned_by_one_tile_that_covers_it(size: int, tile: int, data: st.DataObject) -> None:
+    overlap = data.draw(st.integers(0, tile - 1))
+    cells = cells_along(size, tile, overlap)
+    owned = [pixel for first, end in cells.values() for pixel in range(first, end)]
+    assert owned == list(range(size))
+    assert all(start <= first < end <= start + tile for start, (first, end) in cells.items())
+    assert list(cells) == sorted({t.x0 for t in tiles_of(1, size, tile, overlap)})
