@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from hpcdeq.archive.store import Archive
 
 
+# Every shard must exist as a file, even one of zeros: a missing file is a lost shard, never data.
+_WRITE_ZEROS: Any = {"write_empty_chunks": True}
+
+
 class SceneDraft:
     """A scene being written aside. Only whole shards can be written; `publish` makes it visible in one step."""
 
@@ -67,7 +71,7 @@ class SceneDraft:
             data=values,
             dimension_names=dimensions,
             overwrite=True,
-            config={"write_empty_chunks": True},
+            config=_WRITE_ZEROS,
         )
 
     def publish(self) -> None:
@@ -98,7 +102,8 @@ class SceneDraft:
         shutil.rmtree(self.path, ignore_errors=True)
 
     def _array(self, name: str) -> zarr.Array[Any]:
-        return cast("zarr.Array[Any]", self._writable[name])
+        array = cast("zarr.Array[Any]", self._writable[name])
+        return array.with_config(_WRITE_ZEROS)  # an array that is opened again forgets it
 
 
 def _create(path: Path, header: SceneHeader) -> None:
@@ -107,8 +112,6 @@ def _create(path: Path, header: SceneHeader) -> None:
     group = zarr.create_group(path, zarr_format=3, attributes=attributes)
     bands, height, width = header.shape
     edge_y, edge_x = (layout.shard_edge(n, bands) for n in (height, width))
-    # Every shard must exist as a file, even one of zeros: a missing file is a lost shard, never data.
-    config: Any = {"write_empty_chunks": True}
     codecs: Any = [ZstdCodec(level=3), Crc32cCodec()]
     units: dict[str, Any] = {
         "scale_factor": header.scale_factor,
@@ -127,7 +130,7 @@ def _create(path: Path, header: SceneHeader) -> None:
         fill_value=0,
         dimension_names=("band", "y", "x"),
         attributes=units,
-        config=config,
+        config=_WRITE_ZEROS,
     )
     for name, values in ((layout.WAVELENGTH, header.wavelengths), (layout.FWHM, header.fwhm)):
         if values is not None:
@@ -137,7 +140,7 @@ def _create(path: Path, header: SceneHeader) -> None:
                 dtype="float64",
                 dimension_names=("band",),
                 attributes={"units": "nm"},
-                config=config,
+                config=_WRITE_ZEROS,
             )
             array[...] = values
     if header.codes:
@@ -151,7 +154,7 @@ def _create(path: Path, header: SceneHeader) -> None:
             fill_value=0,
             dimension_names=("code", "y", "x"),
             attributes={"long_name": "sparse codes"},
-            config=config,
+            config=_WRITE_ZEROS,
         )
     if header.has_mask:
         group.create_array(
@@ -163,7 +166,7 @@ def _create(path: Path, header: SceneHeader) -> None:
             fill_value=0,
             dimension_names=("y", "x"),
             attributes={"long_name": "1 where the pixel holds data"},
-            config=config,
+            config=_WRITE_ZEROS,
         )
     group.create_array(
         SHARD_CHECKSUM,
@@ -171,5 +174,5 @@ def _create(path: Path, header: SceneHeader) -> None:
         dtype="uint32",
         dimension_names=("shard_y", "shard_x"),
         attributes={"long_name": "crc32c of every shard file of radiance"},
-        config=config,
+        config=_WRITE_ZEROS,
     )

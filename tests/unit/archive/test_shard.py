@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from hpcdeq.archive import Archive, Scene, open_archive
 from hpcdeq.archive.layout import SceneHeader
+from hpcdeq.archive.validate import check_scene
 from hpcdeq.errors import SceneError
 from tests.conftest import add_scene
 
@@ -92,3 +93,14 @@ def test_a_lost_shard_is_an_error_not_zeros(archive: Archive) -> None:
     scene.shard_path(window).unlink()
     with pytest.raises(SceneError, match="No such file"):
         scene.stored(window)
+
+
+def test_a_shard_without_any_data_is_written(archive: Archive) -> None:
+    """A swath's corner, all masked: zeros are data, a missing file is not."""
+    values = np.ones((7, 400, 70), np.float32)
+    values[:, :325] = 0
+    add_scene(archive, "corner", values, valid=values[0] != 0)
+    scene = archive["corner"]
+    assert all(scene.shard_path(window).is_file() for window in scene.shards())
+    assert np.array_equal(scene.read(), values)
+    assert list(check_scene(scene)) == []
