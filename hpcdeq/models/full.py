@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
+from types import ModuleType
 from typing import Literal
 
 import torch
@@ -64,9 +66,11 @@ class FullMap:
     def __call__(self, state: Tensor) -> Tensor:
         """Apply the map once."""
         right = self._noisy + self._b * self._prior(self.observe(state))
-        if state.device.type == "cpu" and not torch.is_grad_enabled():
+        if torch.is_grad_enabled():
+            return self._state(self.codes(state), right)
+        if state.device.type == "cpu":
             return self._in_cache(state, right)
-        return self._state(self.codes(state), right)
+        return self._fused(state, right)
 
     def observe(self, state: Tensor) -> Tensor:
         """D G ``(block, pixel, band)``."""
@@ -92,6 +96,16 @@ class FullMap:
                 image[part] = self._state(self.codes(state[part]), right[part])
         return image
 
+    def _fused(self, state: Tensor, right: Tensor) -> Tensor:
+        """Apply the map in one kernel, where there is one for this state."""
+        kernel = _kernel()
+        if kernel is None or not kernel.available(state, len(self._dictionary)):
+            return self._state(self.codes(state), right)
+        image: Tensor = kernel.fused_step(
+            state, right, self._dictionary, self._inverse, self._b, self._c, self._threshold
+        )
+        return image
+
     def _state(self, sparse: Tensor | None, right: Tensor) -> Tensor:
         """G' beside D G' of sparse codes V (none: all zero) and r."""
         b, c = self._b, self._c
@@ -103,3 +117,13 @@ class FullMap:
         if sparse is not None:
             codes = (b / c) * sparse + codes
         return torch.cat([codes, (right - c * w) / (1 + b)], dim=2)
+
+
+@cache
+def _kernel() -> ModuleType | None:
+    """Return the module of the kernel, where there is Triton."""
+    try:
+        from hpcdeq.models import full_kernel
+    except ImportError:
+        return None
+    return full_kernel
