@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -13,12 +14,13 @@ from numpy.typing import NDArray
 
 from hpcdeq.cluster.device import choose_device
 from hpcdeq.errors import ConfigError
-from hpcdeq.models import Codes, SparseDenoiser
+from hpcdeq.models import SparseDenoiser
 from hpcdeq.tiling import Window, blend_weights, cells_along, tiles_of
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
-Read = Callable[[Window], NDArray[np.float32]]
+Floats = NDArray[np.float32]
+Read = Callable[[Window], Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +30,7 @@ class DenoiseSettings:
     overlap: int | None = None
     """Pixels shared by neighbouring tiles, blended with smooth weights; None is a third of a tile, 0 is the paper's way."""
     batch: int = 16
-    """Tiles computed at once; on a CPU it changes no byte of the output."""
+    """Tiles computed at once on a GPU. On a CPU each thread of torch computes one."""
     iterations: int | None = None
     """Most iterations of the solver; None keeps those of the model."""
     tolerance: float | None = None
@@ -135,7 +137,6 @@ def prepare(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
     return prepared.to(choose_device(settings.device)).eval()
 
 
-@torch.inference_mode()
 def denoise_window(
     model: SparseDenoiser, read: Read, extent: Window, window: Window, settings: DenoiseSettings
 ) -> DenoisedWindow:
@@ -161,29 +162,71 @@ def denoise_window(
     tiles = tiles_of(extent.height, extent.width, model.settings.block, overlap, touching=window)
     around = Window(tiles[0].y0, tiles[-1].y1, tiles[0].x0, tiles[-1].x1)
     noisy = read(around)
-    device = next(model.parameters()).device
     weights = blend_weights(tiles[0].height, tiles[0].width, overlap)
     total = np.zeros((noisy.shape[0], window.height, window.width), np.float32)
     weight = np.zeros((window.height, window.width), np.float32)
     kept = _KeptCodes(model, extent, window, overlap) if settings.codes else None
     solutions: list[TileSolution] = []
-    for begin in range(0, len(tiles), settings.batch):
-        batch = tiles[begin : begin + settings.batch]
-        blocks = np.stack([noisy[(slice(None), *t.shift(-around.y0, -around.x0).slices)] for t in batch])
-        denoised = model(torch.from_numpy(blocks).to(device))
-        solved = denoised.solution
-        supports = [()] * len(batch) if kept is None else kept.add(batch, denoised.codes())
-        numbers = (x.tolist() for x in (solved.residual, solved.iterations, solved.converged))
-        solutions += [
-            TileSolution(t.y0, t.x0, *found) for t, *found in zip(batch, *numbers, supports, strict=True)
-        ]
-        for tile, estimate in zip(batch, denoised.estimate.float().cpu().numpy(), strict=True):
-            common = tile.intersect(window)
-            inside = common.shift(-tile.y0, -tile.x0).slices
-            target = common.shift(-window.y0, -window.x0).slices
-            total[(slice(None), *target)] += weights[inside] * estimate[(slice(None), *inside)]
-            weight[target] += weights[inside]
+    cuts = [noisy[(slice(None), *tile.shift(-around.y0, -around.x0).slices)] for tile in tiles]
+    for tile, found in zip(tiles, _denoise_each(model, cuts, settings), strict=True):
+        solutions.append(TileSolution(tile.y0, tile.x0, *found.solution, found.support))
+        if kept is not None and found.codes is not None:
+            kept.add(tile, found.codes)
+        common = tile.intersect(window)
+        inside = common.shift(-tile.y0, -tile.x0).slices
+        target = common.shift(-window.y0, -window.x0).slices
+        total[(slice(None), *target)] += weights[inside] * found.estimate[(slice(None), *inside)]
+        weight[target] += weights[inside]
     return DenoisedWindow(values=total / weight, tiles=solutions, codes=None if kept is None else kept.values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Tile:
+    estimate: Floats
+    """(band, y, x)."""
+    solution: tuple[float, int, bool]
+    """Residual, iterations, converged."""
+    codes: Floats | None = None
+    """(code, y, x)."""
+    support: tuple[int, ...] = ()
+
+
+def _denoise_each(model: SparseDenoiser, cuts: list[Floats], settings: DenoiseSettings) -> Iterator[_Tile]:
+    """Denoise tiles ``(band, y, x)``, in their order: on a GPU in batches, on a CPU each by one thread, as many as torch has.
+
+    Threads with tiles of their own wait for each other at the end only. Those that share every small product wait at each,
+    which takes most of the time on cores that others use too.
+    """
+    if next(model.parameters()).device.type != "cpu":
+        for begin in range(0, len(cuts), settings.batch):
+            yield from _denoise_batch(model, cuts[begin : begin + settings.batch], settings.codes)
+        return
+    threads = torch.get_num_threads()
+    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for found in pool.map(lambda cut: _denoise_batch(model, [cut], settings.codes), cuts):
+            yield from found
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)  # part of what the others set is common to all
+
+
+@torch.inference_mode()
+def _denoise_batch(model: SparseDenoiser, cuts: list[Floats], keep_codes: bool) -> list[_Tile]:
+    noisy = torch.from_numpy(np.stack(cuts)).to(next(model.parameters()).device)
+    denoised = model(noisy)
+    solved = denoised.solution
+    estimates = denoised.estimate.float().cpu().numpy()
+    solutions = zip(
+        *(x.tolist() for x in (solved.residual, solved.iterations, solved.converged)), strict=True
+    )
+    tiles = [_Tile(estimate=e, solution=s) for e, s in zip(estimates, solutions, strict=True)]
+    if not keep_codes:
+        return tiles
+    codes = denoised.codes()
+    supports = [()] * len(tiles) if codes.support is None else [tuple(s) for s in codes.support.tolist()]
+    kept = zip(tiles, codes.values.float().cpu().numpy(), supports, strict=True)
+    return [replace(tile, codes=values, support=support) for tile, values, support in kept]
 
 
 class _KeptCodes:
@@ -196,18 +239,12 @@ class _KeptCodes:
             cells_along(size, model.settings.block, overlap) for size in (extent.height, extent.width)
         )
 
-    def add(self, tiles: list[Window], codes: Codes) -> list[tuple[int, ...]]:
-        """Keep the codes of a batch of tiles; return the support of each."""
-        for tile, values in zip(tiles, codes.values.cpu().numpy(), strict=True):
-            own = Window(*self._rows[tile.y0], *self._columns[tile.x0]).intersect(self.window)
-            if own.height > 0 and own.width > 0:
-                target = own.shift(-self.window.y0, -self.window.x0).slices
-                self.values[(slice(None), *target)] = values[
-                    (slice(None), *own.shift(-tile.y0, -tile.x0).slices)
-                ]
-        if codes.support is None:
-            return [()] * len(tiles)
-        return [tuple(support) for support in codes.support.tolist()]
+    def add(self, tile: Window, codes: Floats) -> None:
+        """Keep the codes ``(code, y, x)`` of a tile where it owns the pixels."""
+        own = Window(*self._rows[tile.y0], *self._columns[tile.x0]).intersect(self.window)
+        if own.height > 0 and own.width > 0:
+            source, target = own.shift(-tile.y0, -tile.x0), own.shift(-self.window.y0, -self.window.x0)
+            self.values[(slice(None), *target.slices)] = codes[(slice(None), *source.slices)]
 
 
 def denoise_array(

@@ -73,7 +73,7 @@ class Cnn(Prior):
             hidden = torch.cat([hidden, level], dim=1).contiguous(memory_format=torch.channels_last)
         for i, (layer, kernel) in enumerate(zip(self.layers(), kernels, strict=True)):
             if i > 0:
-                hidden = F.relu(hidden)
+                hidden = F.relu(hidden, inplace=not torch.is_grad_enabled())
             bias = None if layer.bias is None else layer.bias.to(kernel.dtype)
             hidden = F.conv2d(hidden, kernel, bias, padding=kernel.shape[-1] // 2)
         return hidden

@@ -88,7 +88,9 @@ def iterate(f: FixedPointMap, state: Tensor, iterations: int, tolerance: float, 
             residual = torch.where(better, size, residual)
             count = count + active
             active = finite & (size > tolerance)
-        best = torch.where(per_block(better, image), image, best)
+        # On the CPU asking whether all are better costs nothing, on a GPU it would wait for the answer.
+        improved = image.device.type == "cpu" and bool(better.all())
+        best = image if improved else torch.where(per_block(better, image), image, best)
         if k == iterations or (tolerance > 0 and not bool(active.any())):
             break
         state = mixing.step(state, image, change)
