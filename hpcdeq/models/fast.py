@@ -7,12 +7,13 @@ import copy
 import torch
 from torch import Tensor
 
-from hpcdeq.models.prior import FixedPrior
+from hpcdeq.models.prior import FixedPrior, TransposedPrior
 from hpcdeq.models.spectra import times
 from hpcdeq.models.support import support_basis
+from hpcdeq.solvers import FixedPointMap
 
 
-class FastMap:
+class FastMap(FixedPointMap):
     """X -> P_S (Y + b N(X)) / (1 + b), with P_S the projector on the span of the block's atoms.
 
     This is D_S G of equation (32) without ever forming codes: the state is ``(block, pixel, band)``, and the map
@@ -64,6 +65,10 @@ class FastMap:
         )  # one by one: equal bytes in any batch
         return times(state, inverses.to(state.dtype))
 
+    def transpose_at(self, point: Tensor) -> _FastTranspose:
+        """Return u -> J^T u at the state ``point``."""
+        return _FastTranspose(self._prior.transpose_at(point), self._pull)
+
     def take(self, blocks: Tensor) -> FastMap:
         """Return the map on some of its blocks."""
         taken = copy.copy(self)
@@ -71,3 +76,14 @@ class FastMap:
         taken._pull, taken._data, taken._anchor = (x[blocks] for x in (self._pull, self._data, self._anchor))
         taken._prior = self._prior.take(blocks)
         return taken
+
+
+class _FastTranspose:
+    def __init__(self, prior: TransposedPrior, pull: Tensor) -> None:
+        self._prior, self._pull = prior, pull
+
+    def __call__(self, state: Tensor) -> Tensor:
+        return self._prior(times(state, self._pull))  # the projector is symmetric
+
+    def take(self, blocks: Tensor) -> _FastTranspose:
+        return _FastTranspose(self._prior.take(blocks), self._pull[blocks])

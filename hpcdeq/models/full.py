@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
 from typing import Literal
@@ -10,15 +11,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from hpcdeq.models.prior import FixedPrior
+from hpcdeq.models.prior import FixedPrior, TransposedPrior
 from hpcdeq.models.spectra import times
+from hpcdeq.solvers import FixedPointMap
 
 Identity = Literal["hqs", "paper"]
 
 _CHUNK = 512  # pixels: 512 codes of each are a megabyte
 
 
-class FullMap:
+class FullMap(FixedPointMap):
     """G -> ((1 + b) D^T D + c I)^-1 (D^T Y + b soft(G, mu / b) + b D^T N(D G)), equation (14).
 
     By the Woodbury identity, with V = soft(G, mu / b), s = D V and r = Y + b N(D G), everything but one soft threshold and
@@ -81,6 +83,10 @@ class FullMap:
         codes = state[..., : self._dictionary.shape[1]]
         return codes - torch.clamp(codes, -self._threshold, self._threshold)
 
+    def transpose_at(self, point: Tensor) -> _FullTranspose:
+        """Return u -> J^T u at the state ``point``."""
+        return _FullTranspose(self, self.codes(point) != 0, self._prior.transpose_at(self.observe(point)))
+
     def take(self, blocks: Tensor) -> FullMap:
         """Return the map on some of its blocks."""
         taken = copy.copy(self)
@@ -90,10 +96,8 @@ class FullMap:
     def _in_cache(self, state: Tensor, right: Tensor) -> Tensor:
         """Apply the map chunk by chunk: G is read and written once, everything between stays in the processor's cache."""
         image = torch.empty_like(state)
-        for block in range(len(state)):
-            for begin in range(0, state.shape[1], _CHUNK):
-                part = slice(block, block + 1), slice(begin, begin + _CHUNK)
-                image[part] = self._state(self.codes(state[part]), right[part])
+        for part in _parts(state):
+            image[part] = self._state(self.codes(state[part]), right[part])
         return image
 
     def _fused(self, state: Tensor, right: Tensor) -> Tensor:
@@ -117,6 +121,43 @@ class FullMap:
         if sparse is not None:
             codes = (b / c) * sparse + codes
         return torch.cat([codes, (right - c * w) / (1 + b)], dim=2)
+
+
+def _parts(state: Tensor) -> Iterator[tuple[slice, slice]]:
+    """Parts of a state that fit in the cache of a CPU; on a GPU all of it."""
+    if state.device.type != "cpu":
+        yield slice(None), slice(None)
+        return
+    for block in range(len(state)):
+        for begin in range(0, state.shape[1], _CHUNK):
+            yield slice(block, block + 1), slice(begin, begin + _CHUNK)
+
+
+class _FullTranspose:
+    """The transposed Jacobian of the full map: the steps of `FullMap._state` backwards.
+
+    ``support`` (block, pixel, atom) is where the soft threshold lets codes pass.
+    """
+
+    def __init__(self, f: FullMap, support: Tensor, prior: TransposedPrior) -> None:
+        self._f, self._support, self._prior = f, support, prior
+
+    def __call__(self, state: Tensor) -> Tensor:
+        f, b, c = self._f, self._f._b, self._f._c
+        d = f._dictionary
+        atoms = d.shape[1]
+        image = torch.empty_like(state)
+        right = torch.empty_like(state[..., atoms:])
+        for part in _parts(state):
+            codes, bands = state[part][..., :atoms].contiguous(), state[part][..., atoms:]
+            pull = times(times(codes, d.T) - c / (1 + b) * bands, f._inverse)
+            right[part] = b / (1 + b) * (pull + bands)
+            image[part][..., :atoms] = (b / c) * self._support[part] * (codes - times(pull, d))
+        image[..., atoms:] = self._prior(right)
+        return image
+
+    def take(self, blocks: Tensor) -> _FullTranspose:
+        return _FullTranspose(self._f.take(blocks), self._support[blocks], self._prior.take(blocks))
 
 
 @cache

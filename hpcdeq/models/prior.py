@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -51,6 +51,18 @@ class Prior(nn.Module):
     def network(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Tensor:
         """Map ``blocks (block, band, y, x)`` to the noise in them, or to clean ones, in the precision of the kernels."""
         raise NotImplementedError
+
+    def transpose_at(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return u -> J^T u, J the Jacobian of `network` at ``blocks``: by autograd, unless overridden."""
+        with torch.enable_grad():
+            point = blocks.detach().requires_grad_()
+            found = self.network(point, [kernel.detach() for kernel in kernels], told)
+
+        def product(vector: Tensor) -> Tensor:
+            (image,) = torch.autograd.grad(found, point, vector, retain_graph=True)
+            return image
+
+        return product
 
     def tell(self, noisy: Tensor) -> Tensor:
         """Return what `network` is ``told (block, n)`` of the noisy blocks that are denoised: nothing, unless overridden."""
@@ -145,3 +157,35 @@ class FixedPrior:
         taken = copy.copy(self)
         taken._told = self._told[blocks]
         return taken
+
+    def transpose_at(self, spectra: Tensor) -> TransposedPrior:
+        """Return u -> J^T u, J the Jacobian of N at ``spectra``."""
+        blocks = to_blocks(spectra, self._height, self._width)
+        size = 1 if spectra.device.type == "cpu" else len(blocks)  # as in __call__
+        parts = [
+            self._prior.transpose_at(block, self._kernels, told)
+            for block, told in zip(blocks.split(size), self._told.split(size), strict=True)
+        ]
+        return TransposedPrior(parts, self._prior.residual, self._height, self._width)
+
+
+class TransposedPrior:
+    """u -> J^T u of a prior at given spectra, on spectra."""
+
+    def __init__(
+        self, parts: list[Callable[[Tensor], Tensor]], residual: bool, height: int, width: int
+    ) -> None:
+        self._parts, self._residual = parts, residual
+        self._height, self._width = height, width
+
+    def __call__(self, spectra: Tensor) -> Tensor:
+        """Apply J^T."""
+        blocks = to_blocks(spectra, self._height, self._width)
+        pieces = blocks.split(len(blocks) // len(self._parts))
+        found = torch.cat([part(piece) for part, piece in zip(self._parts, pieces, strict=True)])
+        return to_spectra(blocks - found if self._residual else found)
+
+    def take(self, blocks: Tensor) -> TransposedPrior:
+        """Return the transposed prior for some of the blocks; on a CPU, where each is a part of its own."""
+        parts = [self._parts[i] for i in blocks.tolist()]
+        return TransposedPrior(parts, self._residual, self._height, self._width)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hpcdeq.solvers.anderson import Anderson
 from hpcdeq.solvers.broyden import Broyden
-from hpcdeq.solvers.fixed_point import FixedPointMap, Solution
+from hpcdeq.solvers.fixed_point import FixedPointMap, LinearMap, Solution
 from hpcdeq.solvers.picard import Picard
 
 Solver = Picard | Anderson | Broyden
@@ -111,35 +111,24 @@ def equilibrium(
             image = f(point)
             point = image if damping == 1 else torch.lerp(point, image, damping)
         return replace(solution, state=point)
-    point.requires_grad_()
-    image = f(point)
-    state = _ImplicitGradient.apply(image, point, adjoint.solver, on_backward)
+    state = _ImplicitGradient.apply(f(point), f, point, adjoint.solver, on_backward)
     return replace(solution, state=state)
 
 
-class _LinearMap:
+class _AdjointMap(FixedPointMap):
     """u -> J^T u + g, the map of (25)."""
 
-    def __init__(self, image: Tensor, point: Tensor, gradient: Tensor, blocks: Tensor | None = None) -> None:
-        self.image, self.point, self.gradient, self.blocks = image, point, gradient, blocks
+    def __init__(self, transpose: LinearMap, gradient: Tensor) -> None:
+        self._transpose, self._gradient = transpose, gradient
 
     def __call__(self, state: Tensor) -> Tensor:
-        if self.blocks is None:
-            return self._product(state) + self.gradient
-        # The graph is that of the whole batch: the other blocks get 0.
-        whole = torch.zeros_like(self.gradient).index_copy_(0, self.blocks, state)
-        return (self._product(whole) + self.gradient)[self.blocks]
+        return self._transpose(state) + self._gradient
 
     def observe(self, state: Tensor) -> Tensor:
         return state
 
-    def take(self, blocks: Tensor) -> _LinearMap:
-        chosen = blocks if self.blocks is None else self.blocks[blocks]
-        return _LinearMap(self.image, self.point, self.gradient, chosen)
-
-    def _product(self, state: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(self.image, self.point, state, retain_graph=True)
-        return product
+    def take(self, blocks: Tensor) -> _AdjointMap:
+        return _AdjointMap(self._transpose.take(blocks), self._gradient[blocks])
 
 
 class _ImplicitGradient(torch.autograd.Function):
@@ -152,20 +141,20 @@ class _ImplicitGradient(torch.autograd.Function):
     def forward(
         ctx: Any,
         image: Tensor,
+        f: FixedPointMap,
         point: Tensor,
         solver: Solver,
         on_backward: Callable[[Solution], None] | None,
     ) -> Tensor:
-        # The graph of ``image`` is walked again in backward, so the tensor itself is kept, outside save_for_backward.
-        ctx.problem = (image, point, solver, on_backward)
-        return image.detach().view_as(image)
+        ctx.problem = (f, point, solver, on_backward)
+        return image.view_as(image)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        image, point, solver, on_backward = ctx.problem
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        f, point, solver, on_backward = ctx.problem
         (gradient,) = gradients
         with torch.no_grad():
-            solution = solver.solve(_LinearMap(image, point, gradient), gradient)
+            solution = solver.solve(_AdjointMap(f.transpose_at(point), gradient), gradient)
         if on_backward is not None:
             on_backward(solution)
-        return solution.state, None, None, None
+        return solution.state, None, None, None, None

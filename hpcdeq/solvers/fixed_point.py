@@ -9,6 +9,18 @@ import torch
 from torch import Tensor
 
 
+class LinearMap(Protocol):
+    """A linear map on a batch of independent blocks."""
+
+    def __call__(self, state: Tensor) -> Tensor:
+        """Apply the map."""
+        ...
+
+    def take(self, blocks: Tensor) -> LinearMap:
+        """Return the map on some of its blocks, given by their numbers in the batch."""
+        ...
+
+
 class FixedPointMap(Protocol):
     """A map z -> f(z) on a batch of independent blocks; the first axis of z is the block."""
 
@@ -26,6 +38,25 @@ class FixedPointMap(Protocol):
     def take(self, blocks: Tensor) -> FixedPointMap:
         """Return the map on some of its blocks, given by their numbers in the batch."""
         ...
+
+    def transpose_at(self, point: Tensor) -> LinearMap:
+        """Return u -> J^T u, J the Jacobian at the state ``point``: by autograd, unless overridden."""
+        return _TransposeByAutograd(self, point)
+
+
+class _TransposeByAutograd:
+    def __init__(self, f: FixedPointMap, point: Tensor) -> None:
+        self._f = f
+        with torch.enable_grad():
+            self._point = point.detach().requires_grad_()
+            self._image = f(self._point)
+
+    def __call__(self, state: Tensor) -> Tensor:
+        (product,) = torch.autograd.grad(self._image, self._point, state, retain_graph=True)
+        return product
+
+    def take(self, blocks: Tensor) -> _TransposeByAutograd:
+        return _TransposeByAutograd(self._f.take(blocks), self._point.detach()[blocks])
 
 
 class Mixing(Protocol):

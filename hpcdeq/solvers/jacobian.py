@@ -31,7 +31,9 @@ def jacobian_penalty(f: FixedPointMap, state: Tensor, probe: Tensor) -> Tensor:
     ----------
     Bai, Koltun, Kolter: *Stabilizing equilibrium models by Jacobian regularization*, ICML 2021, arXiv:2106.14342.
     """
-    return _transpose_product(f, state, probe, differentiable=True).square().mean()
+    point = state.detach().requires_grad_()
+    (product,) = torch.autograd.grad(f(point), point, probe, create_graph=True)
+    return product.square().mean()
 
 
 def spectral_radius(f: FixedPointMap, state: Tensor, iterations: int = 20) -> Tensor:
@@ -49,21 +51,15 @@ def spectral_radius(f: FixedPointMap, state: Tensor, iterations: int = 20) -> Te
     iterations
         Products with J^T; the last half of them is averaged, as complex eigenvalues make single ones swing.
     """
+    transpose = f.transpose_at(state)
     vector = torch.sin(torch.arange(state[0].numel(), device=state.device) + 1.0).to(state.dtype)
-    vector = vector.view_as(state[0]).expand_as(state)
+    vector = vector.view_as(state[0]).expand_as(state).contiguous()
     growth = []
     for _ in range(iterations):
         vector = vector / per_block(_length(vector), vector).to(vector.dtype)
-        vector = _transpose_product(f, state, vector, differentiable=False)
+        vector = transpose(vector)
         growth.append(_length(vector))
     return torch.stack(growth[iterations // 2 :]).log().mean(0).exp()
-
-
-def _transpose_product(f: FixedPointMap, state: Tensor, vector: Tensor, *, differentiable: bool) -> Tensor:
-    with torch.enable_grad():
-        point = state.detach().requires_grad_()
-        (product,) = torch.autograd.grad(f(point), point, vector, create_graph=differentiable)
-    return product
 
 
 def _length(vector: Tensor) -> Tensor:

@@ -8,12 +8,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from hpcdeq.models import full
+from hpcdeq.models import CnnSettings, ModelSettings, Qrnn3dSettings, SparseDenoiser, full
+from hpcdeq.models.denoiser import PriorSettings
 from hpcdeq.models.fast import FastMap
 from hpcdeq.models.full import FullMap, Identity
 from hpcdeq.models.support import SupportSettings, find_support
+from hpcdeq.solvers import FixedPointMap
 
 BANDS, ATOMS, PIXELS = 9, 40, 25
+PRIORS: dict[str, PriorSettings] = {
+    "cnn": CnnSettings(layers=3, filters=5),
+    "direct": CnnSettings(layers=2, filters=5, residual=False, norm="none"),
+    "noise map": CnnSettings(layers=3, filters=5, noise_map=True),
+    "qrnn3d": Qrnn3dSettings(kind="qrnn3d", layers=2, filters=2),
+}
 BS = [0.05, 1.0, 30.0]
 
 
@@ -179,6 +187,36 @@ def test_a_map_on_some_blocks_is_those_blocks_of_the_map(maker: str) -> None:
     chosen = torch.tensor([2, 0])
     state = f.start()
     torch.testing.assert_close(f.take(chosen)(state[chosen]), f(state)[chosen], rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("chunk", [10, 512])
+@pytest.mark.parametrize("identity", ["hqs", "paper"])
+@pytest.mark.parametrize("prior", PRIORS.values(), ids=PRIORS)
+@pytest.mark.parametrize("maker", ["fast", "full"])
+def test_the_transposed_jacobian_is_that_of_autograd(
+    maker: str, prior: PriorSettings, identity: Identity, chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(full, "_CHUNK", chunk)
+    _, d = problem()
+    settings = ModelSettings(
+        map=maker,
+        identity=identity,
+        b=0.7,
+        mu=0.05,
+        prior=prior,
+        support=SupportSettings(size=4),  # type: ignore[arg-type]
+    )
+    torch.manual_seed(0)
+    model = SparseDenoiser(settings, d).double()
+    f = model.iteration(torch.rand(3, BANDS, 5, 6, dtype=torch.float64))
+    point = f(f.start()).detach()
+    u = torch.randn(point.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    expected = FixedPointMap.transpose_at(f, point)(u)
+    with torch.no_grad():
+        transpose = f.transpose_at(point)
+        torch.testing.assert_close(transpose(u), expected, rtol=1e-10, atol=1e-12)
+        some = torch.tensor([2, 0])
+        torch.testing.assert_close(transpose.take(some)(u[some]), expected[some], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("learnt", ["fast", "full"])

@@ -10,6 +10,7 @@ from hpcdeq.solvers import (
     Adjoint,
     Anderson,
     Broyden,
+    FixedPointMap,
     Implicit,
     JacobianFree,
     Phantom,
@@ -30,7 +31,7 @@ SOLVERS = [
 ]
 
 
-class Contraction:
+class Contraction(FixedPointMap):
     """z -> tanh(z A^T) / 2 + c, one block a row."""
 
     def __init__(self, matrix: Tensor, offset: Tensor) -> None:
@@ -53,7 +54,7 @@ class Linear(Contraction):
         return state @ self.matrix.T + self.offset
 
 
-class Gains:
+class Gains(FixedPointMap):
     """z -> gain z + offset, another gain for each block; it counts the blocks it is applied to."""
 
     def __init__(self, gain: Tensor, offset: Tensor, applied: list[int] | None = None) -> None:
