@@ -27,15 +27,17 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcdeq.models import ModelSettings, SparseDenoiser, SupportSettings
-from hpcdeq.models.prior import Prior
+from hpcdeq.models.prior import FixedPrior, Prior, TransposedPrior
 from hpcdeq.models.spectra import to_spectra
 from hpcdeq.models.support import find_support, support_basis
 from hpcdeq.solvers import Anderson, Implicit
@@ -205,6 +207,17 @@ def check(iterations: int, block: int) -> None:
         print(f"{name:20} {differences[0]:10.1e} {differences[1]:30.1e}")
 
 
+def counting(kind: type, counts: Counter[str], name: str) -> AbstractContextManager[object]:
+    """Count calls of hpcdeq's prior, or of its transposed Jacobian; one more of that is autograd's, at the end."""
+    call = kind.__call__
+
+    def counted(self: object, x: Tensor) -> Tensor:
+        counts[name] += 1
+        return call(self, x)
+
+    return mock.patch.object(kind, "__call__", counted)
+
+
 def times(iterations: int, batch: int, block: int, repeats: int) -> dict[str, float]:
     model = new_model(iterations, b=20.0)
     clean, noisy = blocks(batch, block)
@@ -222,7 +235,8 @@ def times(iterations: int, batch: int, block: int, repeats: int) -> dict[str, fl
                 output.register_hook(lambda _: c.update(["backward"]))
 
         hook = prior.register_forward_hook(count)
-        training_step(model, denoise, clean, noisy)
+        with counting(FixedPrior, counts, "forward"), counting(TransposedPrior, counts, "backward"):
+            training_step(model, denoise, clean, noisy)
         hook.remove()
         print(f"{name:20} {counts['forward']:4} {counts['backward']:4}")
     for _ in range(repeats):

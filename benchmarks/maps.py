@@ -1,6 +1,6 @@
 """The full and the fast map against the paper's formulas taken literally, and the four models on one scene.
 
-    python benchmarks/maps.py [--repeats 5] [--size 240] [--device cpu]
+    python benchmarks/maps.py [--repeats 5] [--size 240] [--overlap 0,20] [--device cpu]
 
 - literal full: (14) with its product by the inverse of a 512 x 512 matrix (precomputed), codes G in full.
 - literal fast: (32) with codes G and the products by the atoms and by the precomputed inverse over all 512 atoms that a reader of
@@ -110,7 +110,7 @@ def maps(repeats: int, device: torch.device) -> None:
     print(f"{'fast':26} {'':12} {found['literal fast, restricted'] / found['fast']:6.1f} x restricted")
 
 
-def scenes(repeats: int, size: int, device: torch.device) -> None:
+def scenes(repeats: int, size: int, overlaps: list[int], device: torch.device) -> None:
     generator = torch.Generator().manual_seed(0)
     dictionary = torch.randn(_BANDS, _ATOMS, generator=generator)
     dictionary = dictionary / torch.linalg.vector_norm(dictionary, dim=0)
@@ -122,7 +122,7 @@ def scenes(repeats: int, size: int, device: torch.device) -> None:
         for kind in ("fast", "full"):
             settings = ModelSettings(map=kind, solver=solver, adjoint=adjoint, support=_SUPPORT)  # type: ignore[arg-type]
             model = SparseDenoiser(settings, dictionary)
-            for overlap in (0, 20):
+            for overlap in overlaps:
                 how = DenoiseSettings(overlap=overlap, device=device.type)
                 contestants[f"{name}-{kind}, overlap {overlap}"] = lambda m=model, h=how: denoise_array(
                     m, noisy, h
@@ -140,12 +140,13 @@ def main() -> None:
     )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--size", type=int, default=240, help="edge of the scene; 1300 is the paper's")
+    parser.add_argument("--overlap", default="0,20", help="pixels shared by neighbouring tiles")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     device = torch.device(arguments.device)
     with torch.inference_mode():
         maps(arguments.repeats, device)
-    scenes(arguments.repeats, arguments.size, device)
+    scenes(arguments.repeats, arguments.size, [int(n) for n in arguments.overlap.split(",")], device)
 
 
 if __name__ == "__main__":

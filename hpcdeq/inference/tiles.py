@@ -197,9 +197,12 @@ def _denoise_each(model: SparseDenoiser, cuts: list[Floats], settings: DenoiseSe
     Threads with tiles of their own wait for each other at the end only. Those that share every small product wait at each,
     which takes most of the time on cores that others use too.
     """
-    if next(model.parameters()).device.type != "cpu":
+    if not _on_cpu(model):
         for begin in range(0, len(cuts), settings.batch):
-            yield from _denoise_batch(model, cuts[begin : begin + settings.batch], settings.codes)
+            batch = cuts[begin : begin + settings.batch]
+            # Filled up, as a GPU rounds by the shape of the batch.
+            full = batch + batch[-1:] * (settings.batch - len(batch))
+            yield from _denoise_batch(model, full, settings.codes)[: len(batch)]
         return
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -209,6 +212,10 @@ def _denoise_each(model: SparseDenoiser, cuts: list[Floats], settings: DenoiseSe
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # part of what the others set is common to all
+
+
+def _on_cpu(model: SparseDenoiser) -> bool:
+    return next(model.parameters()).device.type == "cpu"
 
 
 @torch.inference_mode()

@@ -11,7 +11,7 @@ import zarr
 
 from hpcdeq.archive import Archive, open_archive
 from hpcdeq.errors import ConfigError, SceneError
-from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array
+from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array, tiles
 from hpcdeq.inference.tiles import denoise_window, prepare
 from hpcdeq.models import (
     CnnSettings,
@@ -317,3 +317,21 @@ def test_codes_change_no_pixel_and_are_asked_of_models_that_have_them(
         without[archive.names()[0]].decode()
     with pytest.raises(ConfigError, match="is a prior alone and has no codes"):
         denoise_archive(archive, tmp_path / "prior", tmp_path / "x.zarr", DenoiseSettings(codes=True))
+
+
+def test_every_batch_of_a_gpu_has_one_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU, on the CPU: the last batch is filled up, and what fills it is dropped."""
+    noisy = smooth_scene(3, 7, 60, 70)
+    model, settings = small_model(), DenoiseSettings(device="cpu", batch=5)
+    expected = denoise_array(model, noisy, settings)
+    shapes = []
+    original = tiles._denoise_batch
+
+    def counted(model: SparseDenoiser, cuts: list[np.ndarray], keep_codes: bool) -> list[object]:
+        shapes.append(len(cuts))
+        return original(model, cuts, keep_codes)
+
+    monkeypatch.setattr(tiles, "_denoise_batch", counted)
+    monkeypatch.setattr(tiles, "_on_cpu", lambda model: False)
+    assert np.array_equal(denoise_array(model, noisy, settings), expected)
+    assert set(shapes) == {5}
