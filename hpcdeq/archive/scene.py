@@ -148,6 +148,11 @@ class Scene:
         return values
 
     @property
+    def codes(self) -> zarr.Array[Any] | None:
+        """Sparse codes (code, y, x) of a scene denoised with them, or None."""
+        return cast("zarr.Array[Any]", self._group[layout.CODES]) if layout.CODES in self._group else None
+
+    @property
     def code_bytes(self) -> int:
         """Size on disk of its sparse codes; 0 if it has none."""
         return sum(
@@ -168,7 +173,8 @@ class Scene:
         SceneError
             If the scene has no codes, or those of the full map, which are no copy of the pixels.
         """
-        if layout.CODES not in self._group:
+        stored = self.codes
+        if stored is None:
             raise SceneError(f"scene {self.name} has no codes; denoise it with --codes to keep them")
         supports = self._optional(layout.SUPPORT)
         if supports is None:
@@ -180,7 +186,6 @@ class Scene:
         dictionary, rows, columns = (
             self._stored_beside(name) for name in (layout.DICTIONARY, layout.CELL_Y, layout.CELL_X)
         )
-        stored = cast("zarr.Array[Any]", self._group[layout.CODES])
         codes = np.asarray(stored[(slice(None), *window.slices)], np.float32)
         pixels = np.empty((len(dictionary), window.height, window.width), np.float32)
         for i, (y0, y1) in enumerate(pairwise([*rows.tolist(), self.shape[1]])):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcdeq.archive.layout import CHUNK, VALID_MASK
+from hpcdeq.archive.layout import CHUNK, CODES, VALID_MASK
 from hpcdeq.archive.scene import Scene, crc32c_of
 from hpcdeq.archive.store import Archive
 from hpcdeq.errors import SceneError
@@ -80,6 +80,11 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
             yield Problem(
                 scene.name, f"{mask.relative_to(scene.path)} is missing; ingest the scene again", window
             )
+        codes = scene.shard_path(window, CODES)
+        if scene.codes is not None and not codes.is_file():
+            yield Problem(
+                scene.name, f"shard {codes.relative_to(scene.path)} is missing; denoise it again", window
+            )
         chunks = list(_check_chunks(scene, window))
         yield from chunks
         if found != stored and not chunks:
@@ -115,6 +120,8 @@ def _decode(scene: Scene, window: Window) -> str | None:
     try:
         values = np.asarray(scene.radiance[(slice(None), *window.slices)])
         scene.valid_mask(window)
+        if scene.codes is not None:
+            scene.codes[(slice(None), *window.slices)]
     except Exception as error:  # codecs raise whatever they like
         return f"chunk cannot be decoded ({type(error).__name__}: {error})"
     if values.dtype.kind == "f" and not np.isfinite(values).all():

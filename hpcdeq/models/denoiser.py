@@ -224,11 +224,11 @@ class SparseDenoiser(nn.Module):
         estimate = to_blocks(f.observe(solution.state), *noisy.shape[2:])
         return Denoised(estimate=estimate, solution=solution, iteration=f, jacobian=jacobian)
 
+    @torch.no_grad()
     def spectral_radius(self, noisy: Tensor) -> Tensor:
         """Estimate the spectral radius of the map at the solution of blocks ``noisy (block, band, y, x)``: ``(block,)``."""
         f = self.iteration(noisy)
-        with torch.no_grad():
-            state = self.settings.solver.solve(f, f.start()).state
+        state = self.settings.solver.solve(f, f.start()).state
         return spectral_radius(f, state)
 
     def iteration(self, noisy: Tensor) -> FastMap | FullMap:

@@ -14,14 +14,14 @@ from torch.nn import functional as F
 
 from hpcdeq import __version__
 from hpcdeq.cluster.device import choose_device
-from hpcdeq.config import TrainConfig, dump_yaml, load_train_config
+from hpcdeq.config import TrainConfig
 from hpcdeq.console import Bar, say
-from hpcdeq.errors import ConfigError, TrainingError
+from hpcdeq.errors import TrainingError
 from hpcdeq.metrics import mpsnr
-from hpcdeq.models import SparseDenoiser, load_model, save_model
+from hpcdeq.models import save_model
 from hpcdeq.noise import generator
 from hpcdeq.solvers import Solution, Unrolled
-from hpcdeq.training import checkpoints, data
+from hpcdeq.training import checkpoints, data, start
 from hpcdeq.training.log import RunLog
 
 PHASES = ("pretrain", "train")
@@ -69,7 +69,7 @@ def train(config: TrainConfig) -> Path:
     TrainingError
         If training diverges again and again.
     """
-    run = _open_run(config)
+    run = start.open_run(config)
     train_scenes, val_scenes = data.split(config)
     trainer = _Trainer(config, run, train_scenes, val_scenes)
     try:
@@ -92,7 +92,7 @@ class _Trainer:
         self.scenes = train_scenes
         self.stream = data.training_stream(config, train_scenes)
         self.validation = data.validation_batches(config, val_scenes)
-        self.model = _first_model(config, train_scenes, run).to(self.device)
+        self.model = start.first_model(config, train_scenes, run).to(self.device)
         self.at = Position()
         self.optimizer = self._new_optimizer()
         self.adjoint: Solution | None = None
@@ -355,51 +355,3 @@ class _Trainer:
         if self.config.model.learn_dictionary:
             groups.append({"params": [self.model.atoms], "lr": lr})
         return torch.optim.Adam(groups)
-
-
-def _open_run(config: TrainConfig) -> Path:
-    """Make the run's folder, or check that it is a run of this configuration."""
-    resolved = config.run / "config.yaml"
-    if not resolved.is_file():
-        config.run.mkdir(parents=True, exist_ok=True)
-        aside = resolved.with_suffix(".tmp")
-        aside.write_text(dump_yaml(config))
-        aside.replace(resolved)
-        return config.run
-    old, new = (
-        c.model_dump(mode="json", exclude={"run": True, "training": {"steps"}})
-        for c in (load_train_config(resolved, []), config)
-    )
-    changed = [key for key in new if old[key] != new[key]]
-    if changed:
-        raise ConfigError(
-            f"{config.run} is a run with another configuration: {', '.join(changed)} differ from {resolved}; "
-            "choose another folder with run=FOLDER, or remove it to start over"
-        )
-    return config.run
-
-
-def _first_model(config: TrainConfig, scenes: list[Any], run: Path) -> SparseDenoiser:
-    """Make the model to begin with: fresh, or with the dictionary and weights of another."""
-    torch.manual_seed(config.seed)
-    start = config.training.start_from
-    if start is None:
-        return SparseDenoiser(config.model, data.dictionary_of(config, scenes, run))
-    given = load_model(start)
-    if given.bands != scenes[0].shape[0]:
-        raise ConfigError(
-            f"training.start_from: {start} has {given.bands} bands, the scenes have {scenes[0].shape[0]}"
-        )
-    model = SparseDenoiser(config.model, given.atoms)
-    try:
-        model.prior.load_state_dict(given.prior.state_dict())
-    except RuntimeError as error:
-        raise ConfigError(
-            f"training.start_from: the prior of {start} has another architecture than model.prior: {error}"
-        ) from error
-    if given.settings.map != "prior":
-        for name, value in given.scalars.items():
-            if name in model.scalars:
-                model.scalars[name].data.copy_(value)
-        model.after_step()
-    return model

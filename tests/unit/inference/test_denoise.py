@@ -10,6 +10,7 @@ import xarray
 import zarr
 
 from hpcdeq.archive import Archive, open_archive
+from hpcdeq.archive.validate import check_scene
 from hpcdeq.errors import ConfigError, SceneError
 from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array, tiles
 from hpcdeq.inference.tiles import denoise_window, prepare
@@ -300,6 +301,20 @@ def test_of_overlapping_tiles_each_pixel_has_the_codes_of_its_owner(archive: Arc
     np.testing.assert_allclose(scene.decode(Window(0, 20, 0, 20)), first[:, :20, :20], rtol=0, atol=2e-3)
     error = np.abs(scene.decode() - scene.read())
     assert error.mean() < 0.05  # unblended, but near
+
+
+def test_lost_and_damaged_codes_are_named(archive: Archive, tmp_path: Path) -> None:
+    save_model(small_model(), tmp_path / "m", {})
+    denoise_archive(archive, tmp_path / "m", tmp_path / "out.zarr", DenoiseSettings(device="cpu", codes=True))
+    out = open_archive(tmp_path / "out.zarr")
+    assert list(check_scene(out["scene1"])) == []
+    file = out["scene1"].shard_path(Window(0, 65, 0, 65), "codes")
+    content = bytearray(file.read_bytes())
+    content[100] ^= 1
+    file.write_bytes(content)
+    assert "cannot be decoded" in str(next(check_scene(out["scene1"])))
+    file.unlink()
+    assert "codes/c/0/0/0 is missing; denoise it again" in str(next(check_scene(out["scene1"])))
 
 
 def test_codes_change_no_pixel_and_are_asked_of_models_that_have_them(

@@ -1,0 +1,61 @@
+"""How a run begins: its folder, and the model it starts from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcdeq.config import TrainConfig, dump_yaml, load_train_config
+from hpcdeq.errors import ConfigError
+from hpcdeq.models import SparseDenoiser, load_model
+from hpcdeq.training import data
+
+
+def open_run(config: TrainConfig) -> Path:
+    """Make the run's folder, or check that it is a run of this configuration."""
+    resolved = config.run / "config.yaml"
+    if not resolved.is_file():
+        config.run.mkdir(parents=True, exist_ok=True)
+        aside = resolved.with_suffix(".tmp")
+        aside.write_text(dump_yaml(config))
+        aside.replace(resolved)
+        return config.run
+    old, new = (
+        c.model_dump(mode="json", exclude={"run": True, "training": {"steps"}})
+        for c in (load_train_config(resolved, []), config)
+    )
+    changed = [key for key in new if old[key] != new[key]]
+    if changed:
+        raise ConfigError(
+            f"{config.run} is a run with another configuration: {', '.join(changed)} differ from {resolved}; "
+            "choose another folder with run=FOLDER, or remove it to start over"
+        )
+    return config.run
+
+
+def first_model(config: TrainConfig, scenes: list[Any], run: Path) -> SparseDenoiser:
+    """Make the model to begin with: fresh, or with the dictionary and weights of another."""
+    torch.manual_seed(config.seed)
+    start = config.training.start_from
+    if start is None:
+        return SparseDenoiser(config.model, data.dictionary_of(config, scenes, run))
+    given = load_model(start)
+    if given.bands != scenes[0].shape[0]:
+        raise ConfigError(
+            f"training.start_from: {start} has {given.bands} bands, the scenes have {scenes[0].shape[0]}"
+        )
+    model = SparseDenoiser(config.model, given.atoms)
+    try:
+        model.prior.load_state_dict(given.prior.state_dict())
+    except RuntimeError as error:
+        raise ConfigError(
+            f"training.start_from: the prior of {start} has another architecture than model.prior: {error}"
+        ) from error
+    if given.settings.map != "prior":
+        for name, value in given.scalars.items():
+            if name in model.scalars:
+                model.scalars[name].data.copy_(value)
+        model.after_step()
+    return model
