@@ -157,7 +157,7 @@ class _FullTranspose:
         return image
 
     def take(self, blocks: Tensor) -> _FullTranspose:
-        return _FullTranspose(self._f.take(blocks), self._support[blocks], self._prior.take(blocks))
+        return _FullTranspose(self._f, self._support[blocks], self._prior.take(blocks))
 
 
 @cache

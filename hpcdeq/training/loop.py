@@ -270,15 +270,21 @@ class _Trainer:
 
     @torch.no_grad()
     def _score(self) -> tuple[float, float]:
-        """Mean PSNR and mean residual on the validation blocks."""
+        """PSNR and mean residual on the validation blocks, which are scored as one scene: as scenes are when they are evaluated.
+
+        A mean of the PSNR of each block would be ruled by the smooth ones.
+        """
         self.model.eval()
-        scores: list[float] = []
+        references, estimates = [], []
         residuals: list[float] = []
         for clean, noisy in self.validation:
             estimate, solution, _ = self._forward(noisy.to(self.device))
-            scores += [mpsnr(x, y) for x, y in zip(clean, estimate.cpu(), strict=True)]
+            references.append(clean)
+            estimates.append(estimate.cpu())
             residuals += [0.0] if solution is None else solution.residual.tolist()
-        return sum(scores) / len(scores), sum(residuals) / len(residuals)
+        # (block, band, y, x) to (band, block * y, x)
+        scene, denoised = (torch.cat(x).transpose(0, 1).flatten(1, 2) for x in (references, estimates))
+        return mpsnr(scene, denoised), sum(residuals) / len(residuals)
 
     def _choose_support(self) -> dict[int, float]:
         """Give a trained fast map the number of atoms that is best on the validation blocks; PSNR by number.
