@@ -12,12 +12,19 @@ from hpcdeq.console import result, result_json, say, table
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings for a script.")] = False,
 ) -> None:
-    """Say what works on this machine, and what to install or do about the rest."""
+    """Say what works on this machine, and what to install or do about the rest.
+
+    Started by torchrun, srun or mpirun it also says whether the processes find each other; rank 0 speaks for all.
+    """
+    import os
     from dataclasses import asdict
 
     from hpcdeq.cluster.probe import probe
+    from hpcdeq.cluster.ranks import place_of
 
     findings = list(probe())
+    if place_of(os.environ).rank > 0:
+        return
     if as_json:
         result_json([asdict(finding) for finding in findings])
     else:

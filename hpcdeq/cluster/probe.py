@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from hpcdeq import __version__
+from hpcdeq.cluster.ranks import Place, place_of
 
 NETWORK_FILESYSTEMS = frozenset(
     {
@@ -52,6 +53,7 @@ EXTRAS = {
     "track": ("tensorboard",),
 }
 ANSWER_SECONDS = 5.0
+MEETING_SECONDS = 60.0
 IMPORT_SECONDS = 60.0  # deepspeed on a cold network file system
 # Loading the library does not start MPI: a probe on a login node must not.
 _LOAD_MPI = (
@@ -86,6 +88,7 @@ def probe() -> Iterator[Finding]:
     yield _apart("deepspeed", "deepspeed", "import deepspeed; print(deepspeed.__version__)")
     yield _apart("mpi4py", "mpi", _LOAD_MPI)
     yield from _slurm()
+    yield _processes()
     yield _folder("current folder", Path.cwd(), core=False)
     yield _folder("temporary folder", Path(tempfile.gettempdir()), core=True)
 
@@ -175,6 +178,38 @@ def _slurm() -> Iterator[Finding]:
         up = not answer.failed and " UP" in answer.text
         advice = "" if up else "the SLURM controller does not answer; ask the administrators"
         yield Finding("slurm controller", "ok" if up else "broken", answer.text, advice)
+
+
+def _processes() -> Finding:
+    """Find the processes that were started together with this one, and add up their ranks: all must have met."""
+    try:
+        place = place_of(os.environ)
+        if place.world_size == 1:
+            return Finding(
+                "processes", "ok", "one; started by torchrun, srun or mpirun this looks for the others"
+            )
+        total = _sum_of_ranks(place)
+    except Exception as error:
+        advice = "see what is said; all processes must have started, on hosts that reach each other"
+        return Finding("processes", "broken", _first_line(error), advice, core=True)
+    size = place.world_size
+    state: Literal["ok", "broken"] = "ok" if total == size * (size - 1) // 2 else "broken"
+    return Finding("processes", state, f"{size}, started by {place.launcher}; all met", core=True)
+
+
+def _sum_of_ranks(place: Place) -> int:
+    import torch
+
+    from hpcdeq.cluster.group import process_group
+
+    cuda = torch.cuda.is_available()
+    device = (
+        torch.device("cuda", place.local_rank % torch.cuda.device_count()) if cuda else torch.device("cpu")
+    )
+    with process_group(place, device, MEETING_SECONDS):
+        rank = torch.tensor(place.rank, device=device)
+        torch.distributed.all_reduce(rank)
+        return int(rank.item())
 
 
 def _folder(name: str, path: Path, core: bool) -> Finding:
