@@ -39,6 +39,12 @@ class TrainingError(HpcdeqError, RuntimeError):
     """Training cannot go on."""
 
 
+class PreemptedError(HpcdeqError, RuntimeError):
+    """The work was asked to stop, and did so at a checkpoint: the same command goes on."""
+
+    exit_code = 75
+
+
 class MissingExtraError(HpcdeqError, ImportError):
     """An optional library is needed and not installed."""
 

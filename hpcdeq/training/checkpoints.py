@@ -1,7 +1,11 @@
-"""Checkpoints: written aside, flushed, and made visible by one rename; never a partial one."""
+"""Checkpoints: written aside, flushed, and made visible by one rename; never a partial or a damaged one.
+
+A checkpoint is a folder. Its last file, the manifest, lists the others with their checksums.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -9,12 +13,15 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
 import torch
 
+from hpcdeq.console import say
 from hpcdeq.errors import TrainingError
 
 _NAME = re.compile(r"\d-\d{2}-\d{8}")
 STATE = "state.pt"
+MANIFEST = "manifest.json"
 
 
 def name_of(phase: int, rollbacks: int, step: int) -> str:
@@ -31,6 +38,11 @@ def commit(folder: Path, name: str, state: dict[str, Any]) -> None:
         torch.save(state, file)
         file.flush()
         os.fsync(file.fileno())
+    with (aside / MANIFEST).open("w") as manifest:
+        json.dump({"crc32c": {path.name: _crc32c(path) for path in _files(aside)}}, manifest)
+        manifest.flush()
+        os.fsync(manifest.fileno())
+    _sync(aside)
     aside.rename(folder / name)
     _sync(folder)
     for left in folder.glob(".*"):  # of killed runs
@@ -38,16 +50,23 @@ def commit(folder: Path, name: str, state: dict[str, Any]) -> None:
 
 
 def latest(folder: Path) -> Path | None:
-    """Return the newest checkpoint, or None."""
-    found = committed(folder)
-    return found[-1] if found else None
+    """Return the newest sound checkpoint, or None. Damaged ones are renamed, so that they are not met again, and named."""
+    for checkpoint in reversed(committed(folder)):
+        damage = _damage(checkpoint)
+        if damage is None:
+            return checkpoint
+        kept = checkpoint.rename(folder / f"damaged-{checkpoint.name}-{uuid.uuid4().hex[:8]}")
+        say(
+            f"checkpoint {checkpoint.name} is damaged ({damage}); kept as {kept}, going on from the one before"
+        )
+    return None
 
 
 def committed(folder: Path) -> list[Path]:
     """Return all checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / STATE).is_file())
+    return sorted(p for p in folder.iterdir() if _NAME.fullmatch(p.name) and (p / MANIFEST).is_file())
 
 
 def load(checkpoint: Path) -> dict[str, Any]:
@@ -56,14 +75,14 @@ def load(checkpoint: Path) -> dict[str, Any]:
     Raises
     ------
     TrainingError
-        If it cannot be read.
+        If it is damaged.
     """
-    try:
-        state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds
+    damage = _damage(checkpoint)
+    if damage is not None:
         raise TrainingError(
-            f"checkpoint {checkpoint} cannot be read ({error}); remove it to go on from the one before"
-        ) from error
+            f"checkpoint {checkpoint} is damaged ({damage}); remove it and run the same command again to go on from an older one"
+        )
+    state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
     return state
 
 
@@ -71,7 +90,34 @@ def prune(folder: Path, keep: int, best: str | None) -> None:
     """Remove all checkpoints but the ``keep`` latest and the best."""
     for old in committed(folder)[:-keep]:
         if old.name != best:
-            shutil.rmtree(old)
+            # Hidden first: a kill meanwhile must not leave half a checkpoint under its name.
+            shutil.rmtree(old.rename(folder / f".{old.name}.{uuid.uuid4().hex[:8]}"))
+
+
+def _damage(checkpoint: Path) -> str | None:
+    """Say what is wrong with the files of a checkpoint, or None."""
+    try:
+        sums = json.loads((checkpoint / MANIFEST).read_text())["crc32c"]
+    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        return f"{MANIFEST} is missing or cannot be read"
+    for name, expected in sums.items():
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+        if _crc32c(checkpoint / name) != expected:
+            return f"{name} is not as it was written"
+    return None if STATE in sums else f"{MANIFEST} does not list {STATE}"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.name != MANIFEST)
+
+
+def _crc32c(path: Path) -> int:
+    checksum = google_crc32c.Checksum()
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            checksum.update(block)
+    return int.from_bytes(checksum.digest(), "big")
 
 
 def _sync(folder: Path) -> None:

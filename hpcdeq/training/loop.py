@@ -14,9 +14,10 @@ from torch.nn import functional as F
 
 from hpcdeq import __version__
 from hpcdeq.cluster.device import choose_device
+from hpcdeq.cluster.signals import StopRequest, stop_requests
 from hpcdeq.config import TrainConfig
 from hpcdeq.console import Bar, say
-from hpcdeq.errors import TrainingError
+from hpcdeq.errors import PreemptedError, TrainingError
 from hpcdeq.metrics import mpsnr
 from hpcdeq.models import save_model
 from hpcdeq.noise import generator
@@ -68,14 +69,17 @@ def train(config: TrainConfig) -> Path:
         If the folder holds a run with another configuration, or the data do not fit it.
     TrainingError
         If training diverges again and again.
+    PreemptedError
+        If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): after the step it came in, with a checkpoint of that step.
     """
     run = start.open_run(config)
     train_scenes, val_scenes = data.split(config)
     trainer = _Trainer(config, run, train_scenes, val_scenes)
     try:
-        for phase in range(trainer.at.phase, len(PHASES)):
-            if trainer.steps(phase):
-                trainer.run_phase(phase)
+        with stop_requests() as stop:
+            for phase in range(trainer.at.phase, len(PHASES)):
+                if trainer.steps(phase):
+                    trainer.run_phase(phase, stop)
     finally:
         trainer.log.close()
     return trainer.export()
@@ -102,8 +106,8 @@ class _Trainer:
             say(f"continuing {run} from checkpoint {latest.name}")
         self.log = RunLog(run, self.at.batches, self.settings.tensorboard)
 
-    def run_phase(self, phase: int) -> None:
-        """Train one phase to its last step."""
+    def run_phase(self, phase: int, stop: StopRequest) -> None:
+        """Train one phase to its last step, or until asked to stop."""
         if phase != self.at.phase:
             self.at = Position(
                 phase=phase, batches=self.at.batches, skipped=self.at.skipped, rollbacks=self.at.rollbacks
@@ -118,6 +122,8 @@ class _Trainer:
                 note = self._step(*next(batches))
                 bar.done = self.at.step  # a roll-back goes back
                 bar.note(note)
+                if stop:
+                    self._stop(stop)
 
     def export(self) -> Path:
         """Write the best model of the last phase that was trained."""
@@ -308,6 +314,16 @@ class _Trainer:
             + " dB"
         )
         return psnr
+
+    def _stop(self, stop: StopRequest) -> None:
+        """Commit this step, unless it just was, and end."""
+        assert stop.signal is not None
+        if not (self.run / "checkpoints" / self._name()).exists():
+            self._commit()
+        raise PreemptedError(
+            f"{stop.signal.name} came: stopped after step {self.at.step} of {PHASES[self.at.phase]}, which is in a checkpoint; "
+            "run the same command again to go on"
+        )
 
     def _name(self) -> str:
         return checkpoints.name_of(self.at.phase, self.at.rollbacks, self.at.step)

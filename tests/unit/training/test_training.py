@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import itertools
 import json
+import os
+import signal
 import threading
 from pathlib import Path
 
@@ -10,7 +12,7 @@ import torch
 
 from hpcdeq.archive import Archive
 from hpcdeq.config import TrainConfig, load_train_config
-from hpcdeq.errors import ConfigError, TrainingError
+from hpcdeq.errors import ConfigError, PreemptedError, TrainingError
 from hpcdeq.metrics import mpsnr
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.training import checkpoints, train
@@ -236,16 +238,32 @@ def test_only_the_latest_and_the_best_checkpoints_are_kept(archive: Archive, tmp
     assert 1 <= len(checkpoints.committed(tmp_path / "run/checkpoints")) <= 2
 
 
-def test_a_partial_checkpoint_is_never_taken(tmp_path: Path) -> None:
-    checkpoints.commit(tmp_path, checkpoints.name_of(0, 0, 5), {"a": 1})
-    (tmp_path / ".0-00-00000009.abc").mkdir()
-    (tmp_path / "0-00-00000007").mkdir()
-    latest = checkpoints.latest(tmp_path)
-    assert latest is not None
-    assert latest.name == "0-00-00000005"
-    (latest / checkpoints.STATE).write_bytes(b"cut")
-    with pytest.raises(TrainingError, match="cannot be read"):
-        checkpoints.load(latest)
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM])
+def test_a_run_that_is_asked_to_stop_loses_no_step(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    whole = train(config(archive, tmp_path / "whole"))
+    cut = config(archive, tmp_path / "cut")
+    before = signal.getsignal(number)
+    original = torch.optim.Adam.step
+    steps = 0
+
+    def ask(*args: object, **kwargs: object) -> object:
+        nonlocal steps
+        steps += 1
+        if steps in (2, 9, 10):  # 9: where a checkpoint is due too
+            os.kill(os.getpid(), number)
+        return original(*args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.Adam, "step", ask)
+    for stopped in ("step 2 of pretrain", "step 2 of train", "step 3 of train"):
+        with pytest.raises(PreemptedError, match=f"{number.name} came: stopped after {stopped}") as caught:
+            train(cut)
+        assert caught.value.exit_code == 75
+        assert signal.getsignal(number) == before
+    folder = train(cut)
+    assert steps == 15, "no step was taken twice"
+    assert model_bytes(folder)[0] == model_bytes(whole)[0]
 
 
 def test_band_counts_must_agree(archive: Archive, tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""Whatever dies or decays, the newest sound checkpoint is found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hpcdeq.errors import TrainingError
+from hpcdeq.training import checkpoints
+
+OLD, NEW, NEXT = (checkpoints.name_of(1, 0, step) for step in (5, 10, 15))
+_POINTS = [
+    (Path, "mkdir"),
+    (Path, "open"),
+    (torch, "save"),
+    (os, "fsync"),
+    (Path, "iterdir"),
+    (Path, "rename"),
+    (os, "open"),
+    (os, "close"),
+    (shutil, "rmtree"),
+]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing of ours catches it."""
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "weights": torch.full((1000,), float(step))}
+
+
+def write(folder: Path, name: str, step: int) -> None:
+    checkpoints.commit(folder, name, state(step))
+    checkpoints.prune(folder, 1, OLD)
+
+
+def step_of(folder: Path) -> int:
+    found = checkpoints.latest(folder)
+    assert found is not None
+    return int(checkpoints.load(found)["step"])
+
+
+def count_points(folder: Path, kill_at: int | None, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Write a checkpoint, and kill it before the given call that touches the disk; return how many such calls there are."""
+    calls = 0
+
+    def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == kill_at:
+                raise Killed
+            return original(*args, **kwargs)
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for owner, name in _POINTS:
+            patch.setattr(owner, name, counted(getattr(owner, name)))
+        try:
+            write(folder, NEXT, 15)
+        except Killed:
+            assert kill_at is not None
+    return calls
+
+
+def test_a_kill_before_any_call_of_a_save_leaves_a_sound_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, step in ((OLD, 5), (NEW, 10)):
+        write(tmp_path / "undisturbed", name, step)
+    points = count_points(tmp_path / "undisturbed", None, monkeypatch)
+    assert points > 12
+    assert step_of(tmp_path / "undisturbed") == 15
+    found = []
+    for kill_at in range(1, points + 1):
+        folder = tmp_path / str(kill_at)
+        for name, step in ((OLD, 5), (NEW, 10)):
+            write(folder, name, step)
+        count_points(folder, kill_at, monkeypatch)
+        found.append(step_of(folder))
+        assert checkpoints.load(folder / OLD)["step"] == 5, "the best one is kept"
+        assert not [p for p in folder.iterdir() if p.name.startswith("damaged")]
+        if found[-1] == 10:
+            write(folder, NEXT, 15)  # as the run that goes on does
+        assert step_of(folder) == 15
+        checkpoints.commit(folder, checkpoints.name_of(1, 0, 20), state(20))
+        assert not list(folder.glob(".*")), "what a kill left is swept"
+    assert found == sorted(found), "once it is visible it stays"
+    assert set(found) == {10, 15}
+
+
+@pytest.mark.parametrize("file", [checkpoints.STATE, checkpoints.MANIFEST])
+@pytest.mark.parametrize("damage", ["empty", "cut", "flipped", "lost"])
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_taken(
+    tmp_path: Path, file: str, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    checkpoints.commit(tmp_path, OLD, state(5))
+    checkpoints.commit(tmp_path, NEW, state(10))
+    path = tmp_path / NEW / file
+    content = path.read_bytes()
+    middle = len(content) // 2
+    if damage == "lost":
+        path.unlink()
+    else:
+        flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        path.write_bytes({"empty": b"", "cut": content[:-1], "flipped": flipped}[damage])
+    if not (file == checkpoints.MANIFEST and damage == "lost"):
+        with pytest.raises(TrainingError, match="is damaged"):
+            checkpoints.load(tmp_path / NEW)
+    assert step_of(tmp_path) == 5
+    if not (file == checkpoints.MANIFEST and damage == "lost"):  # without one it never was a checkpoint
+        assert f"checkpoint {NEW} is damaged" in capsys.readouterr().err
+        assert list(tmp_path.glob(f"damaged-{NEW}-*"))
+
+
+def test_where_all_are_damaged_there_is_none(tmp_path: Path) -> None:
+    checkpoints.commit(tmp_path, OLD, state(5))
+    (tmp_path / OLD / checkpoints.STATE).write_bytes(b"")
+    assert checkpoints.latest(tmp_path) is None
+    assert checkpoints.latest(tmp_path / "nothing") is None
