@@ -12,6 +12,7 @@ from hpcdeq.cli.denoise import denoise
 from hpcdeq.cli.dictionary import dictionary
 from hpcdeq.cli.doctor import doctor
 from hpcdeq.cli.evaluate import evaluate
+from hpcdeq.cli.export import export
 from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
 from hpcdeq.cli.train import train
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ingest, info, validate, dictionary, train, degrade, denoise, evaluate, doctor, demo):
+for verb in (ingest, info, validate, dictionary, train, export, degrade, denoise, evaluate, doctor, demo):
     app.command()(verb)
 
 

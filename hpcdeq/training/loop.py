@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hpcdeq import __version__
 from hpcdeq.cluster.device import choose_device
 from hpcdeq.cluster.signals import StopRequest, stop_requests
 from hpcdeq.config import TrainConfig
@@ -23,6 +22,7 @@ from hpcdeq.models import save_model
 from hpcdeq.noise import generator
 from hpcdeq.solvers import Solution, Unrolled
 from hpcdeq.training import checkpoints, data, start
+from hpcdeq.training.export import provenance
 from hpcdeq.training.log import RunLog
 
 PHASES = ("pretrain", "train")
@@ -93,7 +93,7 @@ class _Trainer:
     ) -> None:
         self.config, self.settings, self.run = config, config.training, run
         self.device = choose_device(config.device)
-        self.scenes = train_scenes
+        self.scenes = {scene.name: scene.content_sha256 for scene in train_scenes}
         self.stream = data.training_stream(config, train_scenes)
         self.validation = data.validation_batches(config, val_scenes)
         self.model = start.first_model(config, train_scenes, run).to(self.device)
@@ -133,18 +133,8 @@ class _Trainer:
             self.model.load_state_dict(state["model"])
         by_support = self._choose_support()
         folder = self.run / "model"
-        provenance = {
-            "hpcdeq": __version__,
-            "torch": torch.__version__,
-            "config": self.config.model_dump(mode="json", exclude={"run"}),
-            "scenes": {scene.name: scene.content_sha256 for scene in self.scenes},
-            "checkpoint": best,
-            "validation_psnr": None if best is None else self.at.best_psnr,
-            "validation_psnr_by_support_size": by_support,
-            "skipped_steps": self.at.skipped,
-            "rollbacks": self.at.rollbacks,
-        }
-        save_model(self.model, folder, provenance)
+        written = provenance(self.config, best, self.scenes, asdict(self.at))
+        save_model(self.model, folder, written | {"validation_psnr_by_support_size": by_support})
         return folder
 
     def steps(self, phase: int) -> int:
@@ -334,6 +324,7 @@ class _Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": asdict(self.at),
+            "scenes": self.scenes,
         }
         checkpoints.commit(folder, self._name(), state)
         checkpoints.prune(folder, self.settings.keep, self.at.best)

@@ -98,8 +98,8 @@ def test_ingest(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.slow
-def test_train(tmp_path: Path) -> None:
+def train_command(tmp_path: Path) -> Callable[[Path], list[str]]:
+    """A small training run on three scenes, in ``run`` of a folder."""
     archive = open_archive(tmp_path / "clean.zarr", create=True)
     for i in range(3):
         add_scene(archive, f"scene{i}", smooth_scene(i, BANDS, 150, 150))
@@ -121,14 +121,41 @@ def test_train(tmp_path: Path) -> None:
         "training.checkpoint_every=5",
     ]
 
+    return lambda f: ["train", f"data.train={archive.path}", f"run={f / 'run'}", *settings]
+
+
+@pytest.mark.slow
+def test_train(tmp_path: Path) -> None:
     # The model is the result; metrics.jsonl holds times, and is no promise.
     kill_and_compare(
         tmp_path,
-        lambda f: ["train", f"data.train={archive.path}", f"run={f / 'run'}", *settings],
+        train_command(tmp_path),
         startup=0.4,
         left=lambda f: [p.name for p in (f / "run").glob(".*")],
         result="run/model",
     )
+
+
+@pytest.mark.slow
+def test_train_that_is_asked_to_stop_ends_with_75_and_goes_on(tmp_path: Path) -> None:
+    command = train_command(tmp_path)
+    assert run(command(tmp_path / "whole"))
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "hpcdeq", *command(tmp_path / "cut")], stderr=subprocess.PIPE, text=True
+        )
+        assert process.stderr is not None
+        said = []
+        for line in process.stderr:
+            said.append(line)
+            if "validation" in line:  # training has begun, or gone on
+                process.send_signal(number)
+                break
+        said += list(process.stderr)
+        assert process.wait() == 75, "".join(said)
+        assert f"{number.name} came: stopped after step" in said[-1]
+    assert run(command(tmp_path / "cut"))
+    assert contents(tmp_path / "cut/run/model") == contents(tmp_path / "whole/run/model")
 
 
 @pytest.mark.slow

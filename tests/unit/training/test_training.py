@@ -15,7 +15,7 @@ from hpcdeq.config import TrainConfig, load_train_config
 from hpcdeq.errors import ConfigError, PreemptedError, TrainingError
 from hpcdeq.metrics import mpsnr
 from hpcdeq.models import SparseDenoiser, load_model
-from hpcdeq.training import checkpoints, train
+from hpcdeq.training import checkpoints, export_checkpoint, train
 from hpcdeq.training import loop as training_loop
 from tests.conftest import add_scene, smooth_scene
 
@@ -264,6 +264,28 @@ def test_a_run_that_is_asked_to_stop_loses_no_step(
     folder = train(cut)
     assert steps == 15, "no step was taken twice"
     assert model_bytes(folder)[0] == model_bytes(whole)[0]
+
+
+def test_any_checkpoint_becomes_a_model_file(archive: Archive, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    folder = train(config(archive, run, "training.keep=9"))
+    name = export_checkpoint(run, tmp_path / "best")
+    assert model_bytes(tmp_path / "best")[0] == model_bytes(folder)[0], (
+        "the best one, as train itself writes it"
+    )
+    card, own = (json.loads((f / "model.json").read_text()) for f in (tmp_path / "best", folder))
+    assert card["provenance"]["checkpoint"] == own["provenance"]["checkpoint"] == name
+    assert card["provenance"]["scenes"] == own["provenance"]["scenes"]
+    assert card["provenance"]["validation_psnr"] == own["provenance"]["validation_psnr"]
+    names = [path.name for path in checkpoints.committed(run / "checkpoints")]
+    for other in names:
+        assert export_checkpoint(run, tmp_path / "any", other) == other
+        state = checkpoints.load(run / "checkpoints" / other)["model"]
+        assert torch.equal(load_model(tmp_path / "any").log_b, state["log_b"])
+    with pytest.raises(ConfigError, match=f"has no checkpoint 'x'; there are: {names[0]}"):
+        export_checkpoint(run, tmp_path / "any", "x")
+    with pytest.raises(ConfigError, match="is not the folder of a run"):
+        export_checkpoint(tmp_path, tmp_path / "any")
 
 
 def test_band_counts_must_agree(archive: Archive, tmp_path: Path) -> None:

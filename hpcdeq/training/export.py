@@ -1,0 +1,73 @@
+"""Model files from checkpoints, of runs that are finished, running or dead."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcdeq import __version__
+from hpcdeq.config import TrainConfig, load_train_config
+from hpcdeq.errors import ConfigError
+from hpcdeq.models import SparseDenoiser, save_model
+from hpcdeq.training import checkpoints
+
+
+def export_checkpoint(run: Path, out: Path, checkpoint: str | None = None) -> str:
+    """Write the model of a checkpoint of a run.
+
+    Parameters
+    ----------
+    run
+        Folder of the run.
+    out
+        Folder of the model file to write.
+    checkpoint
+        Name of the checkpoint; None takes the best on the validation blocks so far.
+
+    Returns
+    -------
+    str
+        Name of the checkpoint.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such run or checkpoint.
+    TrainingError
+        If the checkpoint is damaged.
+    """
+    resolved = run / "config.yaml"
+    if not resolved.is_file():
+        raise ConfigError(f"{run} is not the folder of a run: it has no config.yaml, which train writes")
+    folder = run / "checkpoints"
+    names = [path.name for path in checkpoints.committed(folder)]
+    if not names:
+        raise ConfigError(f"{run} has no checkpoint yet; train writes the first one when its training begins")
+    name = checkpoint or str(checkpoints.load(folder / names[-1])["position"]["best"] or names[-1])
+    if name not in names:
+        raise ConfigError(f"{run} has no checkpoint {name!r}; there are: {', '.join(names)}")
+    config = load_train_config(resolved, [])
+    state = checkpoints.load(folder / name)
+    model = SparseDenoiser(config.model, state["model"]["dictionary"])
+    model.load_state_dict(state["model"])
+    save_model(model.eval(), out, provenance(config, name, state["scenes"], state["position"]))
+    return name
+
+
+def provenance(
+    config: TrainConfig, checkpoint: str | None, scenes: dict[str, str], position: dict[str, Any]
+) -> dict[str, Any]:
+    """Return how a model came about: versions, configuration, digests of the scenes it has seen, how training went."""
+    best = position["best"]
+    return {
+        "hpcdeq": __version__,
+        "torch": torch.__version__,
+        "config": config.model_dump(mode="json", exclude={"run"}),
+        "scenes": scenes,
+        "checkpoint": checkpoint,
+        "validation_psnr": position["best_psnr"] if checkpoint is not None and checkpoint == best else None,
+        "skipped_steps": position["skipped"],
+        "rollbacks": position["rollbacks"],
+    }
