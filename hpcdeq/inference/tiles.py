@@ -195,7 +195,7 @@ def _denoise_each(model: SparseDenoiser, cuts: list[Floats], settings: DenoiseSe
     """Denoise tiles ``(band, y, x)``, in their order: on a GPU in batches, on a CPU each by one thread, as many as torch has.
 
     Threads with tiles of their own wait for each other at the end only. Those that share every small product wait at each,
-    which takes most of the time on cores that others use too.
+    which takes half of the time on cores that others use too.
     """
     if not _on_cpu(model):
         for begin in range(0, len(cuts), settings.batch):
