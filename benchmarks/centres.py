@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,6 +18,18 @@ from hpcdeq.studies.degrade import noisy_copy
 from hpcdeq.tiling import Window
 
 Floats = NDArray[np.float32]
+
+
+def parser_of(description: str | None) -> argparse.ArgumentParser:
+    """What a benchmark of several models on the centres is told."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("archive")
+    parser.add_argument("--model", type=Path, action="append", required=True)
+    parser.add_argument("--sigma", type=float, default=50.0)
+    parser.add_argument("--size", type=int, default=240, help="edge of the centre that is scored, in pixels")
+    return parser
 
 
 def centres(archive: str, sigma: float, size: int) -> list[tuple[Floats, Floats]]:

@@ -20,19 +20,16 @@ contestant in a process of its own, above what it has after one tiny step. Ratio
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from unittest import mock
 
 import torch
+from measure import memory, printed_by, seconds_in_turn
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -44,8 +41,6 @@ from hpcdeq.solvers import Anderson, Implicit
 
 _BANDS, _ATOMS, _HISTORY = 31, 512, 5
 _NAMES = ("hpcdeq", "torchdeq, ift", "torchdeq, hook_ift", "deepinv")
-# Freed memory goes back to the system at once, so that the peak is that of live tensors.
-_ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 Denoise = Callable[[Tensor], Tensor]
 
@@ -221,12 +216,11 @@ def counting(kind: type, counts: Counter[str], name: str) -> AbstractContextMana
 def times(iterations: int, batch: int, block: int, repeats: int) -> dict[str, float]:
     model = new_model(iterations, b=20.0)
     clean, noisy = blocks(batch, block)
-    seconds: dict[str, list[float]] = {name: [] for name in _NAMES}
     made = {name: make(name, model, iterations) for name in _NAMES}
     print(
         f"applications of the prior, and of its transposed Jacobian, in a step of {iterations} + {iterations} iterations"
     )
-    for name, (denoise, prior) in made.items():  # also warms up
+    for name, (denoise, prior) in made.items():
         counts: Counter[str] = Counter()
 
         def count(_module: nn.Module, _inputs: object, output: Tensor, c: Counter[str] = counts) -> None:
@@ -239,11 +233,10 @@ def times(iterations: int, batch: int, block: int, repeats: int) -> dict[str, fl
             training_step(model, denoise, clean, noisy)
         hook.remove()
         print(f"{name:20} {counts['forward']:4} {counts['backward']:4}")
-    for _ in range(repeats):
-        for name, (denoise, _) in made.items():
-            begin = time.perf_counter()
-            training_step(model, denoise, clean, noisy)
-            seconds[name].append(time.perf_counter() - begin)
+    steps = {
+        name: partial(training_step, model, denoise, clean, noisy) for name, (denoise, _) in made.items()
+    }
+    seconds = seconds_in_turn(steps, repeats)
     return {name: statistics.median(s) for name, s in seconds.items()}
 
 
@@ -259,19 +252,9 @@ def print_peak(name: str, iterations: int, batch: int, block: int) -> None:
     print(memory("VmHWM") - before)
 
 
-def memory(field: str) -> float:
-    """Return a field of this process's status in MiB; VmHWM is ru_maxrss, but that also counts the parent before exec."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
 def peak(name: str, arguments: argparse.Namespace) -> float:
     options = [f"--{k}={getattr(arguments, k)}" for k in ("iterations", "batch", "block")]
-    command = [sys.executable, __file__, "--peak-of", name, *options]
-    run = subprocess.run(
-        command, env={**os.environ, **_ALLOCATOR}, check=True, stdout=subprocess.PIPE, text=True
-    )
-    return float(run.stdout.split()[-1])
+    return printed_by(__file__, ["--peak-of", name, *options])
 
 
 def main() -> None:

@@ -9,10 +9,7 @@ over the scenes; beside it the worst relative residual. Also the number of learn
 
 from __future__ import annotations
 
-import argparse
-from pathlib import Path
-
-from centres import centres, denoise, mean_psnr
+from centres import centres, denoise, mean_psnr, parser_of
 
 from hpcdeq.inference import DenoiseSettings
 from hpcdeq.models import load_model
@@ -21,14 +18,7 @@ _ITERATIONS = (1, 2, 3, 5, 10, 15, 20, 30, 40, 60, 80)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("archive")
-    parser.add_argument("--model", type=Path, action="append", required=True)
-    parser.add_argument("--sigma", type=float, default=50.0)
-    parser.add_argument("--size", type=int, default=240, help="edge of the centre that is scored, in pixels")
-    arguments = parser.parse_args()
+    arguments = parser_of(__doc__).parse_args()
     pairs = centres(arguments.archive, arguments.sigma, arguments.size)
     print(f"sigma {arguments.sigma:g}, {len(pairs)} scenes, {arguments.size} px; PSNR dB (worst residual)")
     for folder in arguments.model:

@@ -15,11 +15,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
-import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
+from measure import seconds_in_turn
 from torch import Tensor
 
 from hpcdeq.inference import DenoiseSettings, denoise_array
@@ -58,16 +59,13 @@ def literal_fast(noisy: Tensor, atoms: Tensor) -> Callable[[Tensor], Tensor]:
 def timed(
     contestants: dict[str, Callable[[], object]], repeats: int, device: torch.device
 ) -> dict[str, float]:
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for repeat in range(repeats + 1):
-        for name, run in contestants.items():
-            begin = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            if repeat:  # the first warms up
-                seconds[name].append(time.perf_counter() - begin)
-    return {name: statistics.median(times) for name, times in seconds.items()}
+    def finished(run: Callable[[], object]) -> None:
+        run()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
+    runs = {name: partial(finished, run) for name, run in contestants.items()}
+    return {name: statistics.median(times) for name, times in seconds_in_turn(runs, repeats).items()}
 
 
 def maps(repeats: int, device: torch.device) -> None:

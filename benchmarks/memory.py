@@ -13,14 +13,11 @@ to give freed memory back at once, so that the peak is that of live tensors. Med
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
-import sys
-from pathlib import Path
 from typing import Literal
 
 import torch
+from measure import memory, printed_by
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -29,7 +26,6 @@ from hpcdeq.solvers import Anderson, Implicit, Picard, Unrolled
 
 _BANDS, _ATOMS, _BLOCK = 31, 512, 60
 _POINTS = {"deq": (5, 20, 40), "du": (5, 10, 15)}
-_ALLOCATOR = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
 
 Kind = Literal["deq", "du"]
 Map = Literal["fast", "full"]
@@ -65,19 +61,9 @@ def print_peak(kind: Kind, map_: Map, iterations: int, batch: int) -> None:
     print(memory("VmHWM") - before)
 
 
-def memory(field: str) -> float:
-    """Return a field of this process's status in MiB; VmHWM is ru_maxrss, but that also counts the parent before exec."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(field))
-
-
 def peak(*point: object, repeats: int) -> float:
-    command = [sys.executable, __file__, "--peak-of", ",".join(map(str, point))]
-    runs = [
-        subprocess.run(command, env={**os.environ, **_ALLOCATOR}, check=True, capture_output=True, text=True)
-        for _ in range(repeats)
-    ]
-    return statistics.median(float(run.stdout) for run in runs)
+    options = ["--peak-of", ",".join(map(str, point))]
+    return statistics.median(printed_by(__file__, options) for _ in range(repeats))
 
 
 def main() -> None:

@@ -9,43 +9,37 @@ other; seconds, run in turn after a warm-up, medians.
 
 from __future__ import annotations
 
-import argparse
 import statistics
-import time
-from pathlib import Path
+from functools import partial
 
 import numpy as np
-from centres import centres, denoise, mean_psnr
+from centres import centres, denoise, mean_psnr, parser_of
+from measure import seconds_in_turn
 
 from hpcdeq.inference import DenoiseSettings
+from hpcdeq.inference.tiles import DenoisedWindow
 from hpcdeq.metrics import mpsnr
-from hpcdeq.models import load_model
+from hpcdeq.models import SparseDenoiser, load_model
 
 _PRECISIONS = ("float32", "bfloat16")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("archive")
-    parser.add_argument("--model", type=Path, action="append", required=True)
-    parser.add_argument("--sigma", type=float, default=50.0)
-    parser.add_argument("--size", type=int, default=240, help="edge of the centre that is scored, in pixels")
+    parser = parser_of(__doc__)
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
     pairs = centres(arguments.archive, arguments.sigma, arguments.size)
     for folder in arguments.model:
         model = load_model(folder)
-        seconds: dict[str, list[float]] = {name: [] for name in _PRECISIONS}
         found = {}
-        for repeat in range(arguments.repeats + 1):
-            for name in _PRECISIONS:
-                settings = DenoiseSettings(precision=name)  # type: ignore[arg-type]
-                begin = time.perf_counter()
-                found[name] = [denoise(model, noisy, settings) for _, noisy in pairs]
-                if repeat:
-                    seconds[name].append(time.perf_counter() - begin)
+
+        def run(
+            name: str, model: SparseDenoiser = model, found: dict[str, list[DenoisedWindow]] = found
+        ) -> None:
+            settings = DenoiseSettings(precision=name)  # type: ignore[arg-type]
+            found[name] = [denoise(model, noisy, settings) for _, noisy in pairs]
+
+        seconds = seconds_in_turn({name: partial(run, name) for name in _PRECISIONS}, arguments.repeats)
         psnr = {name: mean_psnr(pairs, windows) for name, windows in found.items()}
         apart = np.mean([mpsnr(a.values, b.values) for a, b in zip(*found.values(), strict=True)])
         converged = {n: np.mean([t.converged for w in ws for t in w.tiles]) for n, ws in found.items()}

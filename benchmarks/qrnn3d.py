@@ -15,13 +15,13 @@ import argparse
 import importlib
 import statistics
 import sys
-import time
 import types
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import torch
+from measure import seconds_in_turn
 from torch import nn
 
 from hpcdeq.inference import DenoiseSettings, denoise_array
@@ -84,14 +84,7 @@ def main() -> None:
         denoiser = hyde.FastHyDe()
         contestants["FastHyDe"] = lambda: denoiser(image, noise_type="additive", iid=True, k_subspace=10)
 
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for repeat in range(arguments.repeats + 1):
-        for name, run in contestants.items():
-            begin = time.perf_counter()
-            run()
-            if repeat:  # the first warms up
-                seconds[name].append(time.perf_counter() - begin)
-
+    seconds = seconds_in_turn(contestants, arguments.repeats)
     print(f"a scene of {arguments.size} x {arguments.size} x {_BANDS}, {torch.get_num_threads()} threads")
     print(f"parameters: {_OURS} {parameters(model):,}, QRNN3D {parameters(network):,}")
     found = {name: statistics.median(times) for name, times in seconds.items()}
