@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,13 @@ def real_data() -> Path:
     if not folder:
         pytest.skip("set HPCDEQ_DATA to the folder of real scenes (cave/, formats/) to run this")
     return Path(folder).resolve()
+
+
+def free_port() -> int:
+    """A port of this host that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
 
 
 def smooth_scene(seed: int, bands: int, height: int, width: int) -> np.ndarray:

@@ -120,18 +120,26 @@ def _create(path: Path, header: SceneHeader) -> None:
     }
     if header.wavelengths is not None:
         units["coordinates"] = layout.WAVELENGTH
-    group.create_array(
-        RADIANCE,
-        shape=header.shape,
-        dtype=header.dtype,
-        chunks=(bands, layout.CHUNK, layout.CHUNK),
-        shards=(bands, edge_y, edge_x),
-        compressors=codecs,
-        fill_value=0,
-        dimension_names=("band", "y", "x"),
-        attributes=units,
-        config=_WRITE_ZEROS,
-    )
+
+    def create_sharded(
+        name: str, channel: str, channels: int, dtype: Any, attributes: dict[str, Any]
+    ) -> None:
+        group.create_array(
+            name,
+            shape=(channels, height, width),
+            dtype=dtype,
+            chunks=(channels, layout.CHUNK, layout.CHUNK),
+            shards=(channels, edge_y, edge_x),
+            compressors=codecs,
+            fill_value=0,
+            dimension_names=(channel, "y", "x"),
+            attributes=attributes,
+            config=_WRITE_ZEROS,
+        )
+
+    create_sharded(RADIANCE, "band", bands, header.dtype, units)
+    if header.codes:
+        create_sharded(layout.CODES, "code", header.codes, "float16", {"long_name": "sparse codes"})
     for name, values in ((layout.WAVELENGTH, header.wavelengths), (layout.FWHM, header.fwhm)):
         if values is not None:
             array = group.create_array(
@@ -143,19 +151,6 @@ def _create(path: Path, header: SceneHeader) -> None:
                 config=_WRITE_ZEROS,
             )
             array[...] = values
-    if header.codes:
-        group.create_array(
-            layout.CODES,
-            shape=(header.codes, height, width),
-            dtype="float16",
-            chunks=(header.codes, layout.CHUNK, layout.CHUNK),
-            shards=(header.codes, edge_y, edge_x),
-            compressors=codecs,
-            fill_value=0,
-            dimension_names=("code", "y", "x"),
-            attributes={"long_name": "sparse codes"},
-            config=_WRITE_ZEROS,
-        )
     if header.has_mask:
         group.create_array(
             layout.VALID_MASK,

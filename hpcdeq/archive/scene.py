@@ -19,6 +19,8 @@ from hpcdeq.archive.layout import RADIANCE, SHARD_CHECKSUM, SceneHeader
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window, partition
 
+_READ_BYTES = 16 << 20
+
 
 class Scene:
     """A stored scene, opened for reading.
@@ -231,8 +233,12 @@ class Scene:
 
 
 def crc32c_of(path: Path) -> int:
-    """crc32c of a file's bytes."""
-    return int(google_crc32c.value(path.read_bytes()))
+    """crc32c of a file's bytes; the file need not fit in memory."""
+    checksum = 0
+    with path.open("rb") as file:
+        while block := file.read(_READ_BYTES):
+            checksum = google_crc32c.extend(checksum, block)
+    return checksum
 
 
 def _check_metadata(name: str, group: zarr.Group, array: zarr.Array[Any]) -> None:

@@ -16,7 +16,7 @@ def denoise(
         int | None,
         typer.Option(help="Pixels shared by neighbouring tiles; 0 for none. [default: a third of a tile]"),
     ] = None,
-    batch: Annotated[int, typer.Option(help="Tiles computed at once.")] = 16,
+    batch: Annotated[int, typer.Option(help="Tiles computed at once on a GPU.")] = 16,
     iterations: Annotated[
         int | None, typer.Option(help="Most solver iterations. [default: the model's]")
     ] = None,

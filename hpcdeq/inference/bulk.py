@@ -150,7 +150,7 @@ class _Job:
             "precision": self.settings.precision,
             "overlap": self.settings.overlap_of(self.model),
             "codes": self.settings.codes,
-            "batch": self.settings.batch if next(self.model.parameters()).is_cuda else None,
+            "batch": self.settings.batch if self.model.device.type != "cpu" else None,
             "input": scene.content_sha256,
             "scale_factor": scene.scale_factor,
         }

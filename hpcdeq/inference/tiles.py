@@ -215,12 +215,12 @@ def _denoise_each(model: SparseDenoiser, cuts: list[Floats], settings: DenoiseSe
 
 
 def _on_cpu(model: SparseDenoiser) -> bool:
-    return next(model.parameters()).device.type == "cpu"
+    return model.device.type == "cpu"
 
 
 @torch.inference_mode()
 def _denoise_batch(model: SparseDenoiser, cuts: list[Floats], keep_codes: bool) -> list[_Tile]:
-    noisy = torch.from_numpy(np.stack(cuts)).to(next(model.parameters()).device)
+    noisy = torch.from_numpy(np.stack(cuts)).to(model.device)
     denoised = model(noisy)
     solved = denoised.solution
     estimates = denoised.estimate.float().cpu().numpy()

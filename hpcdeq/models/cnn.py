@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcdeq.models.prior import Norm, Prior
-
-_NORMAL_MEDIAN = 0.6744897501960817  # of |x|, x standard normal
+from hpcdeq.noise.estimation import NORMAL_MEDIAN
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,4 +114,4 @@ def noise_level(noisy: Tensor) -> Tensor:
     empty = (a == 0) | (b == 0) | (c == 0) | (d == 0)
     coefficients = (a - b - c + d).abs().masked_fill(empty, torch.nan)
     medians = coefficients.flatten(2).nanmedian(dim=2).values.nan_to_num(0.0)
-    return medians.mean(dim=1) / (2 * _NORMAL_MEDIAN)
+    return medians.mean(dim=1) / (2 * NORMAL_MEDIAN)

@@ -160,6 +160,11 @@ class SparseDenoiser(nn.Module):
         return cast(Tensor, self.dictionary)
 
     @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.log_b.device
+
+    @property
     def parameter_count(self) -> int:
         """Learnt numbers: the prior's, the scalars, and the dictionary's if it is learnt (Figure 8 of the paper)."""
         return sum(p.numel() for p in self.parameters())

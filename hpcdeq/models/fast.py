@@ -60,9 +60,8 @@ class FastMap(FixedPointMap):
     def codes(self, state: Tensor) -> Tensor:
         """G ``(block, pixel, |S|)`` with D_S G the state, over each block's own atoms; the least such G if they are dependent."""
         atoms = self._dictionary.T[self.support].double()
-        inverses = torch.stack(
-            [torch.linalg.pinv(one) for one in atoms]
-        )  # one by one: equal bytes in any batch
+        # One by one: equal bytes in any batch.
+        inverses = torch.stack([torch.linalg.pinv(one) for one in atoms])
         return times(state, inverses.to(state.dtype))
 
     def transpose_at(self, point: Tensor) -> _FastTranspose:

@@ -133,10 +133,7 @@ def _step(
     s = tl.zeros((TILE, BANDS), tl.float32)
     for first in range(0, atoms, CHUNK):
         atom = first + tl.arange(0, CHUNK)[None, :]
-        g = tl.load(state + begin + atom, mask=is_pixel & (atom < atoms), other=0.0)
-        v = g - tl.minimum(tl.maximum(g, -threshold), threshold)
-        mask = is_band[:, None] & (atom < atoms)
-        d = tl.load(dictionary + band[:, None] * atoms + atom, mask=mask, other=0.0)
+        v, d = _chunk(state + begin, dictionary, atom, atoms, is_pixel, band, is_band, threshold)
         s = tl.dot(v, tl.trans(d), s, input_precision="ieee")
 
     square = is_band[:, None] & is_band[None, :]
@@ -147,9 +144,25 @@ def _step(
     # G once more: the tile is still in the cache, and held in registers it would spill out of them.
     for first in range(0, atoms, CHUNK):
         atom = first + tl.arange(0, CHUNK)[None, :]
-        g = tl.load(state + begin + atom, mask=is_pixel & (atom < atoms), other=0.0)
-        v = g - tl.minimum(tl.maximum(g, -threshold), threshold)
-        mask = is_band[:, None] & (atom < atoms)
-        d = tl.load(dictionary + band[:, None] * atoms + atom, mask=mask, other=0.0)
+        v, d = _chunk(state + begin, dictionary, atom, atoms, is_pixel, band, is_band, threshold)
         image_of_g = tl.dot(w, d, (b / c) * v, input_precision="ieee")
         tl.store(image + begin + atom, image_of_g, mask=is_pixel & (atom < atoms))
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _chunk(
+    codes: tl.tensor,
+    dictionary: tl.tensor,
+    atom: tl.tensor,
+    atoms: tl.constexpr,
+    is_pixel: tl.tensor,
+    band: tl.tensor,
+    is_band: tl.tensor,
+    threshold: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor]:
+    """V of the pixels of a tile, and D, both at the atoms of a chunk."""
+    g = tl.load(codes + atom, mask=is_pixel & (atom < atoms), other=0.0)
+    v = g - tl.minimum(tl.maximum(g, -threshold), threshold)
+    mask = is_band[:, None] & (atom < atoms)
+    d = tl.load(dictionary + band[:, None] * atoms + atom, mask=mask, other=0.0)
+    return v, d

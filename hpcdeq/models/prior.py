@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcdeq.models.spectra import to_blocks, to_spectra
+from hpcdeq.solvers import transpose_by_autograd
 
 Norm = Literal["none", "kernel", "conv"]
 Convolution = nn.Conv2d | nn.Conv3d
@@ -19,7 +21,7 @@ _POWER_GRID = 60  # pixels: the operator norm is taken on images of a block's si
 _FIRST_POWER_STEPS = 20
 
 
-class Prior(nn.Module):
+class Prior(nn.Module, ABC):
     """A network that denoises blocks. A new one overrides `network` (and `tell`); nothing else in the package knows what it is.
 
     Parameters
@@ -48,21 +50,14 @@ class Prior(nn.Module):
                 self.register_buffer(f"power_{i}", start / torch.linalg.vector_norm(start))
             self.advance_power_iteration(_FIRST_POWER_STEPS)
 
+    @abstractmethod
     def network(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Tensor:
         """Map ``blocks (block, band, y, x)`` to the noise in them, or to clean ones, in the precision of the kernels."""
-        raise NotImplementedError
 
     def transpose_at(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Callable[[Tensor], Tensor]:
         """Return u -> J^T u, J the Jacobian of `network` at ``blocks``: by autograd, unless overridden."""
-        with torch.enable_grad():
-            point = blocks.detach().requires_grad_()
-            found = self.network(point, [kernel.detach() for kernel in kernels], told)
-
-        def product(vector: Tensor) -> Tensor:
-            (image,) = torch.autograd.grad(found, point, vector, retain_graph=True)
-            return image
-
-        return product
+        fixed = [kernel.detach() for kernel in kernels]
+        return transpose_by_autograd(lambda point: self.network(point, fixed, told), blocks)
 
     def tell(self, noisy: Tensor) -> Tensor:
         """Return what `network` is ``told (block, n)`` of the noisy blocks that are denoised: nothing, unless overridden."""

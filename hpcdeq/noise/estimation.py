@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 # Median of |x| for a standard normal x.
-_NORMAL_MEDIAN = 0.6744897501960817
+NORMAL_MEDIAN = 0.6744897501960817
 
 
 def estimate_sigma(scene: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -49,4 +49,4 @@ def _band_sigma(band: NDArray[np.float32]) -> float:
     measured = (a != 0) & (b != 0) & (c != 0) & (d != 0)
     if not measured.any():
         return 0.0
-    return float(np.median(np.abs(a - b - c + d)[measured])) / 2 / _NORMAL_MEDIAN
+    return float(np.median(np.abs(a - b - c + d)[measured])) / 2 / NORMAL_MEDIAN

@@ -8,7 +8,7 @@ equilibrium model is any solver with another one.
 from hpcdeq.solvers.adjoint import Adjoint, Implicit, JacobianFree, Phantom, Solver, Unrolled, equilibrium
 from hpcdeq.solvers.anderson import Anderson
 from hpcdeq.solvers.broyden import Broyden
-from hpcdeq.solvers.fixed_point import FixedPointMap, Solution
+from hpcdeq.solvers.fixed_point import FixedPointMap, Solution, transpose_by_autograd
 from hpcdeq.solvers.jacobian import jacobian_penalty, spectral_radius
 from hpcdeq.solvers.picard import Picard
 
@@ -27,4 +27,5 @@ __all__ = [
     "equilibrium",
     "jacobian_penalty",
     "spectral_radius",
+    "transpose_by_autograd",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -44,19 +45,29 @@ class FixedPointMap(Protocol):
         return _TransposeByAutograd(self, point)
 
 
+def transpose_by_autograd(function: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return u -> J^T u, J the Jacobian of a function at ``point``."""
+    with torch.enable_grad():
+        point = point.detach().requires_grad_()
+        image = function(point)
+
+    def product(vector: Tensor) -> Tensor:
+        (found,) = torch.autograd.grad(image, point, vector, retain_graph=True)
+        return found
+
+    return product
+
+
 class _TransposeByAutograd:
     def __init__(self, f: FixedPointMap, point: Tensor) -> None:
-        self._f = f
-        with torch.enable_grad():
-            self._point = point.detach().requires_grad_()
-            self._image = f(self._point)
+        self._f, self._point = f, point
+        self._product = transpose_by_autograd(f, point)
 
     def __call__(self, state: Tensor) -> Tensor:
-        (product,) = torch.autograd.grad(self._image, self._point, state, retain_graph=True)
-        return product
+        return self._product(state)
 
     def take(self, blocks: Tensor) -> _TransposeByAutograd:
-        return _TransposeByAutograd(self._f.take(blocks), self._point.detach()[blocks])
+        return _TransposeByAutograd(self._f.take(blocks), self._point[blocks])
 
 
 class Mixing(Protocol):

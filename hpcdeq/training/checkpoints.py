@@ -13,9 +13,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import torch
 
+from hpcdeq.archive.scene import crc32c_of
 from hpcdeq.console import say
 from hpcdeq.errors import TrainingError
 
@@ -39,7 +39,7 @@ def commit(folder: Path, name: str, state: dict[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     with (aside / MANIFEST).open("w") as manifest:
-        json.dump({"crc32c": {path.name: _crc32c(path) for path in _files(aside)}}, manifest)
+        json.dump({"crc32c": {path.name: crc32c_of(path) for path in _files(aside)}}, manifest)
         manifest.flush()
         os.fsync(manifest.fileno())
     _sync(aside)
@@ -103,21 +103,13 @@ def _damage(checkpoint: Path) -> str | None:
     for name, expected in sums.items():
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
-        if _crc32c(checkpoint / name) != expected:
+        if crc32c_of(checkpoint / name) != expected:
             return f"{name} is not as it was written"
     return None if STATE in sums else f"{MANIFEST} does not list {STATE}"
 
 
 def _files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.name != MANIFEST)
-
-
-def _crc32c(path: Path) -> int:
-    checksum = google_crc32c.Checksum()
-    with path.open("rb") as file:
-        while block := file.read(1 << 24):
-            checksum.update(block)
-    return int.from_bytes(checksum.digest(), "big")
 
 
 def _sync(folder: Path) -> None:

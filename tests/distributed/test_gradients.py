@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ from hpcdeq.cluster.group import process_group
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.models import CnnSettings, ModelSettings, SparseDenoiser, SupportSettings
 from hpcdeq.solvers import Adjoint, Anderson, Implicit, Picard, Solver, Unrolled
+from tests.conftest import free_port
 
 BANDS, WORLD = 7, 2
 DU: tuple[Solver, Adjoint] = (Picard(iterations=4, tolerance=0), Unrolled())
@@ -73,10 +73,7 @@ def in_each(rank: int, port: int, name: str, folder: Path) -> None:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_ddp_has_the_gradients_of_one_process(name: str, tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    spawn(in_each, (port, name, tmp_path), nprocs=WORLD)
+    spawn(in_each, (free_port(), name, tmp_path), nprocs=WORLD)
     ranks = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
     alone = new_model(name)
     step(alone, *blocks())

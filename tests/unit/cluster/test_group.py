@@ -5,21 +5,16 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import free_port
+
 PYTHON = Path(sys.executable)
 DOCTOR = ["-m", "hpcdeq", "doctor", "--json"]
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def processes(answer: str) -> dict[str, str]:
