@@ -8,9 +8,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import settings
 
 from hpcdeq.archive import Archive, SceneHeader, open_archive
+
+# Without a GPU Triton interprets its kernels, which it decides when it is imported: some test may import it early, through torch.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
 
 # A busy machine is no bug, and a test that fails must fail again.
 settings.register_profile("hpcdeq", deadline=None, derandomize=True, max_examples=40)

@@ -22,15 +22,12 @@ B, MU = 0.7, 0.05
 
 
 @pytest.fixture(scope="module")
-def kernel() -> Iterator[ModuleType]:
-    """The kernel's module. Without a GPU Triton interprets it, which it decides when it is imported."""
-    with pytest.MonkeyPatch.context() as patch:
-        if DEVICE == "cpu":
-            patch.setenv("TRITON_INTERPRET", "1")
-        pytest.importorskip("triton.language")
-        from hpcdeq.models import full_kernel
+def kernel() -> ModuleType:
+    """The kernel's module; without a GPU Triton interprets it, as tests/conftest.py says."""
+    pytest.importorskip("triton.language")
+    from hpcdeq.models import full_kernel
 
-        yield full_kernel
+    return full_kernel
 
 
 @pytest.fixture
