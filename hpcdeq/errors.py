@@ -45,6 +45,14 @@ class PreemptedError(HpcdeqError, RuntimeError):
     exit_code = 75
 
 
+class PeerError(HpcdeqError, RuntimeError):
+    """Another process of the job failed or vanished."""
+
+
+class FencedError(HpcdeqError, RuntimeError):
+    """Another copy of this run has taken over; this one must not write any more."""
+
+
 class MissingExtraError(HpcdeqError, ImportError):
     """An optional library is needed and not installed."""
 
