@@ -60,6 +60,11 @@ class MissingExtraError(HpcdeqError, ImportError):
         super().__init__(
             f'{purpose} needs {library}, which is not installed; run: pip install "hpcdeq[{extra}]"'
         )
+        self._made_of = library, extra, purpose
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        """How it is told to other processes."""
+        return type(self), self._made_of
 
 
 class PartialFailureError(HpcdeqError, RuntimeError):

@@ -55,11 +55,11 @@ class Team:
         """Do something in the first process only; return its result in all of them, or raise its error in all of them."""
         if self.world_size == 1:
             return work()
-        told: list[tuple[T | None, HpcdeqError | None]] = [(None, None)]
+        told: list[tuple[T | None, Exception | None]] = [(None, None)]
         if self.leads:
             try:
                 told = [(work(), None)]
-            except HpcdeqError as error:
+            except (HpcdeqError, ValueError, OSError) as error:
                 told = [(None, error)]
         distributed.broadcast_object_list(told, src=0)
         done, failed = told[0]
@@ -119,7 +119,7 @@ def process_group(place: Place, device: torch.device, seconds: float = 600.0) ->
             raise
         raise PeerError(
             f"rank {place.rank} of {place.world_size} ends, as another process failed or vanished: its own last line says why, and "
-            f"if it has none it was killed, or its node died ({str(error).splitlines()[0]})"
+            f"if it has none it was killed, or its node died ({str(error).splitlines()[0].split('. ')[0]})"
         ) from error
     finally:
         # Of two gloo processes one in fourteen runs aborted at its end while DDP, in a cycle, still held the group and the other

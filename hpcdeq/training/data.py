@@ -15,7 +15,7 @@ from hpcdeq.archive.stream import Batch, PatchStream
 from hpcdeq.cluster.group import Team
 from hpcdeq.config import TrainConfig
 from hpcdeq.console import say
-from hpcdeq.errors import ConfigError
+from hpcdeq.errors import ConfigError, HpcdeqError
 from hpcdeq.models import load_dictionary, save_dictionary
 from hpcdeq.noise import generator, stable_hash
 from hpcdeq.sparse import KSvdSettings, learn_dictionary
@@ -133,9 +133,13 @@ def dictionary_of(config: TrainConfig, scenes: list[Scene], run: Path) -> Tensor
         kept = run / "dictionary.safetensors"
         if not kept.is_file():
             say(f"learning a dictionary of {config.dictionary.atoms} atoms from {len(scenes)} scenes")
-            save_dictionary(
-                learn_from_scenes(scenes, config.dictionary), kept, {"scenes": [s.name for s in scenes]}
-            )
+            try:
+                learnt = learn_from_scenes(scenes, config.dictionary)
+            except HpcdeqError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"dictionary: {error}") from error
+            save_dictionary(learnt, kept, {"scenes": [s.name for s in scenes]})
         dictionary = load_dictionary(kept)
     if dictionary.shape[0] != scenes[0].shape[0]:
         raise ConfigError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import warnings
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -35,8 +36,11 @@ class DdpEngine:
         self.objective: nn.Module = objective
         """To call in place of the objective."""
         if team.world_size > 1:
-            # Buffers are a function of the parameters, so they are the same everywhere by themselves.
-            self.objective = DistributedDataParallel(objective, broadcast_buffers=False)
+            # Buffers are a function of the parameters, so they are the same everywhere by themselves. torch 2.13 has a new
+            # name for this, which older ones do not know.
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                self.objective = DistributedDataParallel(objective, broadcast_buffers=False)
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """Call the objective and `backward` in here; gradients are averaged over the processes with the ``last`` of a step."""

@@ -219,7 +219,8 @@ class _Trainer:
         if len(clean) == 0:
             size = self.config.model.block
             clean = noisy = torch.full((1, self.model.bands, size, size), 0.5, device=self.team.device)
-            probes = [torch.Generator()] if self.settings.jacobian_weight > 0 else []
+            with_probe = self.settings.jacobian_weight > 0 and torch.is_grad_enabled()
+            probes = [torch.Generator()] if with_probe else []
         outcome: Outcome = self.engine.objective(clean, noisy, probes or None, self._keep_adjoint)
         return outcome
 
