@@ -15,6 +15,7 @@ from hpcdeq.cli.evaluate import evaluate
 from hpcdeq.cli.export import export
 from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
+from hpcdeq.cli.submit import submit
 from hpcdeq.cli.train import train
 from hpcdeq.cli.validate import validate
 from hpcdeq.errors import HpcdeqError
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 for verb in (ingest, info, validate, dictionary, train, export, degrade, denoise, evaluate, doctor, demo):
     app.command()(verb)
+app.add_typer(submit)
 
 
 def main() -> None:

@@ -312,7 +312,8 @@ class _Trainer:
             self._commit()
         raise PreemptedError(
             f"{stop.signal.name} came: stopped after step {self.at.step} of {PHASES[self.at.phase]}, which is in a checkpoint; "
-            "run the same command again to go on"
+            "run the same command again to go on",
+            stop.signal,
         )
 
     def _name(self) -> str:
