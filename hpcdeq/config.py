@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
@@ -33,7 +33,11 @@ class DataConfig(_Section):
     val_blocks: int = Field(default=32, ge=1)
     """Blocks that are validated on; the same ones every time."""
     batch: int = Field(default=16, ge=1)
-    """Blocks in a batch."""
+    """Blocks in a batch, of all processes together: any number of processes takes the same steps."""
+    micro_batch: int | None = Field(default=None, ge=1)
+    """Blocks that a process works on at a time, if its part of a batch does not fit: their gradients are added up."""
+    on_bad_chunk: Literal["stop", "skip"] = "stop"
+    """What to do about a shard that cannot be read: ``stop`` with its name, or ``skip`` it and list it in bad_chunks.txt."""
     augment: bool = True
     """Flip and rotate the blocks."""
     shuffle_shards: int = Field(default=16, ge=1)

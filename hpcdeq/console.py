@@ -14,14 +14,30 @@ T = TypeVar("T")
 _LOG_SECONDS = 10.0
 
 
+_silent = False
+
+
+def silence() -> None:
+    """Say nothing from now on, but errors: of the processes of a job only the first speaks."""
+    global _silent
+    _silent = True
+
+
 def say(text: str) -> None:
     """Tell the user something (stderr)."""
-    print(text, file=sys.stderr, flush=True)
+    if not _silent:
+        print(text, file=sys.stderr, flush=True)
+
+
+def complain(text: str) -> None:
+    """Tell the user what went wrong (stderr), whichever process this is."""
+    print(f"error: {text}", file=sys.stderr, flush=True)
 
 
 def result(text: str) -> None:
     """Print a result (stdout)."""
-    print(text, flush=True)
+    if not _silent:
+        print(text, flush=True)
 
 
 def result_json(value: Any) -> None:
@@ -47,7 +63,7 @@ class Bar:
         self._rich: Any = None
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and not _silent:
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

@@ -48,10 +48,10 @@ class PreemptedError(HpcdeqError, RuntimeError):
 
     exit_code = 75
 
-    def __init__(self, message: str, signal: Signals) -> None:
+    def __init__(self, message: str, signal: Signals | None) -> None:
         super().__init__(message)
         self.signal = signal
-        """What asked."""
+        """What came; None if it came to another process of the job."""
 
 
 class SubmissionError(HpcdeqError, RuntimeError):
@@ -66,6 +66,14 @@ class JobError(HpcdeqError, RuntimeError):
         self.exit_code = exit_code
 
 
+class PeerError(HpcdeqError, RuntimeError):
+    """Another process of the job failed or vanished."""
+
+
+class FencedError(HpcdeqError, RuntimeError):
+    """Another copy of this run has taken over; this one must not write any more."""
+
+
 class MissingExtraError(HpcdeqError, ImportError):
     """An optional library is needed and not installed."""
 
@@ -73,6 +81,11 @@ class MissingExtraError(HpcdeqError, ImportError):
         super().__init__(
             f'{purpose} needs {library}, which is not installed; run: pip install "hpcdeq[{extra}]"'
         )
+        self._made_of = library, extra, purpose
+
+    def __reduce__(self) -> tuple[type[MissingExtraError], tuple[str, str, str]]:
+        """How it is told to other processes."""
+        return type(self), self._made_of
 
 
 class PartialFailureError(HpcdeqError, RuntimeError):

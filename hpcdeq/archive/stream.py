@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import heapq
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cached_property
+from typing import Any, Literal, TypeVar
 
 import numpy as np
-from dask.base import compute
-from dask.delayed import delayed
 from numpy.typing import NDArray
 
 from hpcdeq.archive.scene import Scene
+from hpcdeq.errors import SceneError
 from hpcdeq.noise import Degradation, add_noise, generator, stable_hash
 from hpcdeq.tiling import Window
 
@@ -23,7 +26,7 @@ T = TypeVar("T")
 
 _QUEUE = 4  # batches that wait for the consumer
 # Last word of a key: what the numbers are for, so that no two uses share a sequence.
-_ORDER, _OFFSET = 1, 2
+_ORDER, _OFFSET, _SHUFFLE = 1, 2, 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class Batch:
     """(block, band, n, n), clean plus noise."""
     sigma: NDArray[np.float32]
     """(block, band) standard deviation of the Gaussian noise, in units of the data."""
+    planned: int
+    """Blocks of the whole batch, of all ranks together, with those that could not be read: what a mean is over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +56,18 @@ class BlockId:
 
 
 class PatchStream:
-    """Random ``n x n`` blocks of the scenes, without replacement within an epoch.
+    """Random ``n x n`` blocks of the scenes, without replacement within an epoch, for one rank or several.
 
     An epoch's blocks are the cells of a grid laid over every shard, at an offset drawn for the shard and the epoch; so a
-    block never needs two shards, and over the epochs every position of a shard is seen. Which blocks, in which order,
-    with which noise, is a pure function of (seed, epoch): the number of threads, ranks or restarts changes nothing.
+    block never needs two shards, and over the epochs every position of a shard is seen.
 
-    Shards are visited in random order and decoded once; the blocks of ``shuffle_shards`` consecutive ones, of
-    random scenes, are shuffled together. Memory is bounded by twice that many decoded shards.
+    A batch of B blocks is filled by B lanes, one block each. The shards stand in a queue in random order; a lane that has
+    used all blocks of its shards takes the next ones from the queue, so that a batch mixes blocks of B random shards. When
+    the queue is empty, what is left in the lanes fills the last batches. Which blocks a batch holds is a pure function of
+    (seed, epoch): the number of threads, ranks or restarts changes nothing. A rank takes the rows of neighbouring lanes,
+    so it reads the shards of its own lanes only, and in the last batches of an epoch now and then one of another rank's.
+
+    A shard is decoded once an epoch. Memory is bounded by twice the shards that a rank's lanes use at a time.
 
     Parameters
     ----------
@@ -68,7 +77,7 @@ class PatchStream:
     block
         Edge n in pixels.
     batch
-        Blocks in a batch; the last of an epoch may be smaller.
+        Blocks in a batch, of all ranks together; the last of an epoch may be smaller.
     seed
         Seed of everything random here.
     degradation
@@ -76,9 +85,13 @@ class PatchStream:
     augment
         Flip and rotate blocks (the 8 symmetries of the square).
     shuffle_shards
-        Shards whose blocks are shuffled together.
+        Shards whose blocks are mixed, at least; a lane uses ``shuffle_shards / batch`` at a time, rounded up.
     workers
         Threads that decode and degrade.
+    rank, world_size
+        Which of how many equal parts of every batch to give.
+    on_bad_chunk
+        ``stop`` raises the error of a shard that cannot be read; ``skip`` leaves its blocks out, see `left_out`.
 
     Raises
     ------
@@ -97,6 +110,9 @@ class PatchStream:
         augment: bool = True,
         shuffle_shards: int = 16,
         workers: int = 2,
+        rank: int = 0,
+        world_size: int = 1,
+        on_bad_chunk: Literal["stop", "skip"] = "stop",
     ) -> None:
         bands = {scene.shape[0] for scene in scenes}
         if len(bands) != 1:
@@ -111,6 +127,10 @@ class PatchStream:
         self.augment = augment
         self.shuffle_shards = shuffle_shards
         self.workers = workers
+        self.rank, self.world_size = rank, world_size
+        self.on_bad_chunk = on_bad_chunk
+        self.left_out: set[str] = set()
+        """Why blocks were left out: one error for each shard that could not be read."""
         self._keys = [stable_hash(scene.name) for scene in self.scenes]
         self._scales = [scene.scale_factor for scene in self.scenes]
         self._shards = [(i, shard) for i, scene in enumerate(self.scenes) for shard in scene.shards()]
@@ -118,38 +138,43 @@ class PatchStream:
     @property
     def blocks_per_epoch(self) -> int:
         """Blocks of one epoch, the same for every epoch."""
-        return sum(
-            _cells(shard.height, self.block) * _cells(shard.width, self.block) for _, shard in self._shards
-        )
+        return sum(self._sizes)
 
     @property
     def batches_per_epoch(self) -> int:
-        """Batches of one epoch."""
+        """Batches of one epoch, the same for every rank."""
         return -(-self.blocks_per_epoch // self.batch)
 
-    def order(self, epoch: int) -> Iterator[list[BlockId]]:
-        """Blocks of an epoch in the order they are used, one list for each group of shards decoded together."""
-        rng = generator(self.seed, epoch, _ORDER)
-        visit = rng.permutation(len(self._shards))
-        for begin in range(0, len(visit), self.shuffle_shards):
-            group = [self._shards[i] for i in visit[begin : begin + self.shuffle_shards]]
-            blocks = [block for scene, shard in group for block in self._blocks(epoch, scene, shard)]
-            yield [blocks[i] for i in rng.permutation(len(blocks))]
+    def order(self, epoch: int, start: int = 0) -> Iterator[list[BlockId]]:
+        """This rank's blocks of each batch of an epoch, from batch ``start`` on."""
+        for _, part in self._planned(epoch, start):
+            yield [block for block, _ in part]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """Batches of an epoch from number ``start`` on; shards that only earlier ones need are not decoded.
+        """This rank's part of the batches of an epoch from number ``start`` on; shards that only earlier ones need are not read.
 
-        Decoding runs ahead in threads; closing the iterator stops them.
+        Where there are more ranks than blocks a part is empty. Decoding runs ahead in threads; closing the iterator stops them.
+
+        Raises
+        ------
+        SceneError
+            If a chunk is damaged, and bad chunks are not to be skipped.
         """
         with ThreadPoolExecutor(self.workers, "hpcdeq-batch") as pool:
 
             def produce() -> Iterator[Future[Batch]]:
-                for part in self._parts(epoch, start * self.batch):
-                    yield pool.submit(self._batch, epoch, part)
+                for planned, part in self._parts(epoch, start):
+                    yield pool.submit(self._batch, epoch, planned, part)
 
             with contextlib.closing(_ahead(produce)) as futures:
                 for future in futures:
                     yield future.result()
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        """Blocks of each shard."""
+        n = self.block
+        return [_cells(shard.height, n) * _cells(shard.width, n) for _, shard in self._shards]
 
     def _blocks(self, epoch: int, scene: int, shard: Window) -> Iterator[BlockId]:
         n = self.block
@@ -163,46 +188,63 @@ class PatchStream:
                 window = Window(y, min(y + n, shard.y1), x, min(x + n, shard.x1))
                 yield BlockId(scene, shard, window, symmetries[row][column])
 
-    def _parts(self, epoch: int, skip: int) -> Iterator[list[tuple[BlockId, NDArray[Any]]]]:
-        """Decoded blocks of each batch, from block ``skip`` of the epoch on."""
-        pending: list[tuple[BlockId, NDArray[Any]]] = []
-        for decoded in self._decoded(epoch, skip):
-            pending += decoded
-            while len(pending) >= self.batch:
-                yield pending[: self.batch]
-                del pending[: self.batch]
-            # Copies, so that a few left-over blocks do not keep their shards in memory.
-            pending = [(block, pixels.copy()) for block, pixels in pending]
-        if pending:
-            yield pending
+    def _planned(self, epoch: int, start: int) -> Iterator[tuple[int, list[tuple[BlockId, int]]]]:
+        """Size of each batch from ``start`` on, and this rank's blocks of it, each with the batch that its shard is kept until."""
+        plan = _Plan(self._sizes, self.batch, self.shuffle_shards, generator(self.seed, epoch, _ORDER))
+        used: dict[int, list[BlockId]] = {}
+        for batch in range(start, self.batches_per_epoch):
+            rows = plan.rows(batch)
+            first, last = (rank * len(rows) // self.world_size for rank in (self.rank, self.rank + 1))
+            part = []
+            for group, index in rows[first:last]:
+                if group not in used:
+                    used[group] = self._mixed(epoch, group, plan.groups[group])
+                part.append((used[group][index], plan.until[group]))
+            yield len(rows), part
+            for over in [group for group in used if plan.until[group] <= batch + 1]:
+                del used[over]
 
-    def _decoded(self, epoch: int, skip: int) -> Iterator[list[tuple[BlockId, NDArray[Any]]]]:
-        """Decode group by group, the next one while the blocks of this one are used."""
-        with ThreadPoolExecutor(1, "hpcdeq-decode") as pool:
-            ahead: Future[list[tuple[BlockId, NDArray[Any]]]] | None = None
-            for group in self.order(epoch):
-                if skip >= len(group):
-                    skip -= len(group)
-                    continue
-                upcoming = pool.submit(self._decode, group[skip:])
-                skip = 0
-                if ahead is not None:
-                    yield ahead.result()
-                ahead = upcoming
-            if ahead is not None:
-                yield ahead.result()
+    def _mixed(self, epoch: int, group: int, shards: list[int]) -> list[BlockId]:
+        """Blocks of some shards in random order."""
+        blocks = [block for i in shards for block in self._blocks(epoch, *self._shards[i])]
+        return [blocks[i] for i in generator(self.seed, epoch, group, _SHUFFLE).permutation(len(blocks))]
 
-    def _decode(self, blocks: list[BlockId]) -> list[tuple[BlockId, NDArray[Any]]]:
-        needed = list(dict.fromkeys((block.scene, block.shard) for block in blocks))
-        reads = [delayed(self.scenes[scene].stored)(shard) for scene, shard in needed]
-        decoded = compute(*reads, scheduler="threads", num_workers=self.workers)
-        shards = dict(zip(needed, decoded, strict=True))
-        return [
-            (b, shards[b.scene, b.shard][(slice(None), *b.window.shift(-b.shard.y0, -b.shard.x0).slices)])
-            for b in blocks
-        ]
+    def _parts(self, epoch: int, start: int) -> Iterator[tuple[int, list[tuple[BlockId, NDArray[Any]]]]]:
+        """Size of each batch, and this rank's blocks of it with their pixels; shards are decoded ahead of their use."""
+        lanes = -(-self.batch // self.world_size)
+        most = 2 * lanes * -(-self.shuffle_shards // self.batch)
+        shards: dict[tuple[int, Window], _Decoding] = {}
+        waiting: deque[tuple[int, list[BlockId]]] = deque()
+        planned = self._planned(epoch, start)
+        with ThreadPoolExecutor(self.workers, "hpcdeq-decode") as pool:
+            for batch in range(start, self.batches_per_epoch):
+                while not waiting or len(shards) < most:
+                    size, part = next(planned, (0, []))
+                    if size == 0:
+                        break
+                    for block, until in part:
+                        if (key := (block.scene, block.shard)) not in shards:
+                            pixels = pool.submit(self.scenes[block.scene].stored, block.shard)
+                            shards[key] = _Decoding(pixels, until)
+                    waiting.append((size, [block for block, _ in part]))
+                size, blocks = waiting.popleft()
+                found = [(b, self._pixels(shards[b.scene, b.shard].pixels, b)) for b in blocks]
+                yield size, [(block, pixels) for block, pixels in found if pixels is not None]
+                for over in [key for key, shard in shards.items() if shard.until <= batch + 1]:
+                    del shards[over]
 
-    def _batch(self, epoch: int, blocks: list[tuple[BlockId, NDArray[Any]]]) -> Batch:
+    def _pixels(self, shard: Future[NDArray[Any]], block: BlockId) -> NDArray[Any] | None:
+        """Pixels of a block, or None if its shard cannot be read and is to be left out."""
+        try:
+            pixels = shard.result()
+        except SceneError as error:
+            if self.on_bad_chunk == "stop":
+                raise
+            self.left_out.add(str(error))
+            return None
+        return pixels[(slice(None), *block.window.shift(-block.shard.y0, -block.shard.x0).slices)]
+
+    def _batch(self, epoch: int, planned: int, blocks: list[tuple[BlockId, NDArray[Any]]]) -> Batch:
         n, bands = self.block, self.scenes[0].shape[0]
         clean, noisy = np.empty((2, len(blocks), bands, n, n), np.float32)
         sigma = np.empty((len(blocks), bands), np.float32)
@@ -212,7 +254,63 @@ class PatchStream:
             turned = _symmetry(_extend(pixels.copy(), n), block.symmetry)
             np.multiply(turned, np.float32(self._scales[block.scene]), out=clean[i], dtype=np.float32)
             _, sigma[i] = add_noise(clean[i], self.degradation, key, out=noisy[i])
-        return Batch(clean=clean, noisy=noisy, sigma=sigma)
+        return Batch(clean=clean, noisy=noisy, sigma=sigma, planned=planned)
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoding:
+    pixels: Future[NDArray[Any]]
+    until: int
+    """The batch from which on nothing needs them."""
+
+
+class _Plan:
+    """Which blocks the batches of an epoch hold: see `PatchStream`.
+
+    Parameters
+    ----------
+    sizes
+        Blocks of each shard.
+    batch
+        Blocks in a batch: the number of lanes.
+    mixed
+        Shards whose blocks are mixed, at least.
+    rng
+        Draws the order of the shards.
+    """
+
+    def __init__(self, sizes: list[int], batch: int, mixed: int, rng: np.random.Generator) -> None:
+        at_a_time = -(-mixed // batch)
+        visit = rng.permutation(len(sizes)).tolist()
+        self.groups = [visit[i : i + at_a_time] for i in range(0, len(visit), at_a_time)]
+        """Shards that a lane uses at a time."""
+        self._batch = batch
+        self._lanes: list[list[tuple[int, int]]] = [[] for _ in range(batch)]  # (first batch, group)
+        ends = []
+        free = [(0, lane) for lane in range(batch)]
+        for group, shards in enumerate(self.groups):
+            begin, lane = heapq.heappop(free)
+            self._lanes[lane].append((begin, group))
+            ends.append(begin + sum(sizes[i] for i in shards))
+            heapq.heappush(free, (ends[-1], lane))
+        self._full = free[0][0]
+        """Batches before the first lane has no more blocks."""
+        last = sorted(free)
+        self._rest = [(lane, i) for i in range(self._full, max(ends)) for end, lane in last if end > i]
+        self.until = [end if end <= self._full else sum(sizes) for end in ends]
+        """The batch from which on a group is not needed."""
+
+    def rows(self, batch: int) -> list[tuple[int, int]]:
+        """(group, number of the block in it) of a batch, neighbouring lanes next to each other."""
+        if batch < self._full:
+            return [self._at(lane, batch) for lane in range(self._batch)]
+        begin = (batch - self._full) * self._batch
+        return [self._at(*place) for place in sorted(self._rest[begin : begin + self._batch])]
+
+    def _at(self, lane: int, place: int) -> tuple[int, int]:
+        used = self._lanes[lane]
+        begin, group = used[bisect.bisect_right(used, place, key=lambda item: item[0]) - 1]
+        return group, place - begin
 
 
 def _cells(size: int, block: int) -> int:

@@ -7,8 +7,10 @@ import torch
 from hpcdeq.errors import ConfigError
 
 
-def choose_device(name: str) -> torch.device:
-    """Return the torch device of a name; ``auto`` is CUDA where there is one.
+def choose_device(name: str, local_rank: int = 0) -> torch.device:
+    """Return the torch device of a name for a process of a node; ``auto`` is CUDA where there is one.
+
+    Processes of a node take its GPUs in turn, and use the one they took for everything.
 
     Raises
     ------
@@ -16,7 +18,7 @@ def choose_device(name: str) -> torch.device:
         If there is no such device.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -25,4 +27,7 @@ def choose_device(name: str) -> torch.device:
         raise ConfigError(
             "device: cuda was asked for, but torch sees no CUDA device; `hpcdeq doctor` says why"
         )
+    if name == "cuda":
+        device = torch.device("cuda", local_rank % torch.cuda.device_count())
+        torch.cuda.set_device(device)
     return device

@@ -4,23 +4,76 @@ from __future__ import annotations
 
 import gc
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 from hpcdeq.cluster.ranks import Place
-from hpcdeq.errors import ConfigError, MissingExtraError
+from hpcdeq.errors import ConfigError, HpcdeqError, MissingExtraError, PeerError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes of a job, as seen by one of them. Every process must call the same methods in the same order."""
+
+    rank: int
+    world_size: int
+    device: torch.device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the one that writes and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over the processes, the same bytes in all of them."""
+        if self.world_size == 1:
+            return values
+        total = values.detach().to(self.device, copy=True)
+        distributed.all_reduce(total)
+        return total.to(values.device)
+
+    def any(self, mine: bool) -> bool:
+        """Whether something is so in any process."""
+        return bool(self.sum(torch.tensor(float(mine))) > 0)
+
+    def gather(self, value: T) -> list[T]:
+        """Return the values of all processes, by rank, in all of them."""
+        told: list[T] = [value] * self.world_size
+        if self.world_size > 1:
+            distributed.all_gather_object(told, value)
+        return told
+
+    def first(self, work: Callable[[], T]) -> T:
+        """Do something in the first process only; return its result in all of them, or raise its error in all of them."""
+        if self.world_size == 1:
+            return work()
+        told: list[tuple[T | None, Exception | None]] = [(None, None)]
+        if self.leads:
+            try:
+                told = [(work(), None)]
+            except (HpcdeqError, ValueError, OSError) as error:
+                told = [(None, error)]
+        distributed.broadcast_object_list(told, src=0)
+        done, failed = told[0]
+        if failed is not None:
+            raise failed
+        return done  # type: ignore[return-value]
 
 
 @contextmanager
-def process_group(place: Place, device: torch.device, seconds: float = 600.0) -> Iterator[None]:
+def process_group(place: Place, device: torch.device, seconds: float = 600.0) -> Iterator[Team]:
     """Join this process to the others; leave with them when the block ends, alone if it fails.
 
-    A process that fails makes the others fail too, at their next exchange or when they leave. One that ends without leaving
-    aborts at random.
+    A process that fails or dies makes the others fail too, at their next exchange or when they leave: at once if its host still
+    answers, after ``seconds`` otherwise. One that ends without leaving aborts at random.
 
     Parameters
     ----------
@@ -35,11 +88,13 @@ def process_group(place: Place, device: torch.device, seconds: float = 600.0) ->
     ------
     ConfigError
         If the others cannot be found in time.
+    PeerError
+        If another process failed, or vanished.
     MissingExtraError
         If the processes can meet through MPI only, and mpi4py is missing.
     """
     if place.world_size == 1:
-        yield
+        yield Team(0, 1, device)
         return
     address, port = (place.address, place.port) if place.address and place.port else _meet_through_mpi()
     try:
@@ -57,13 +112,27 @@ def process_group(place: Place, device: torch.device, seconds: float = 600.0) ->
             "to choose another"
         ) from error
     try:
-        yield
+        yield Team(place.rank, place.world_size, device)
         distributed.barrier()
+    except RuntimeError as error:
+        if isinstance(error, HpcdeqError) or not _is_of_exchange(error):
+            raise
+        raise PeerError(
+            f"rank {place.rank} of {place.world_size} ends, as another process failed or vanished: its own last line says why, and "
+            f"if it has none it was killed, or its node died ({str(error).splitlines()[0].split('. ')[0]})"
+        ) from error
     finally:
         # Of two gloo processes one in fourteen runs aborted at its end while DDP, in a cycle, still held the group and the other
         # had left; of fifty runs where it was collected none did, nor of thirty-six that left together.
         gc.collect()
         distributed.destroy_process_group()
+
+
+def _is_of_exchange(error: RuntimeError) -> bool:
+    """Whether an error is of an exchange with other processes: torch has a class for some of them, and words for the rest."""
+    return isinstance(error, distributed.DistError) or any(
+        word in str(error) for word in ("gloo", "Connection closed by peer", "Connection reset", "NCCL")
+    )
 
 
 def _meet_through_mpi() -> tuple[str, int]:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from hpcdeq.cluster.request import JobRequest
 from hpcdeq.cluster.signals import StopRequest, stop_requests
-from hpcdeq.console import say
+from hpcdeq.console import complain, say
 from hpcdeq.errors import (
     ConfigError,
     HpcdeqError,
@@ -202,7 +202,7 @@ class _Task:
                 else:
                     code = 0
             except HpcdeqError as error:
-                say(f"error: {error}")
+                complain(str(error))
                 code = error.exit_code
         if local:
             return _Ended(code)
@@ -215,11 +215,11 @@ class _Task:
         return DelayedSubmission(self, *arguments)
 
 
-def _left_to_slurm(job: str, asked: signal.Signals) -> bool:
+def _left_to_slurm(job: str, asked: signal.Signals | None) -> bool:
     """See that SLURM goes on with the job, or ends it: queue it again unless SLURM has decided already. False if that failed."""
     # SIGTERM comes when SLURM ends the job (scancel) or requeues it itself. While the job still counts as running it is the
     # grace time of a preemption instead, and a job that ends by itself in that time is not requeued.
-    if asked is signal.SIGTERM and _state(job) != "RUNNING":
+    if asked not in (signal.SIGUSR1, signal.SIGUSR2) and _state(job) != "RUNNING":
         say(f"job {job} is being ended or queued again by SLURM")
         return True
     for _ in range(_REQUEUE_ATTEMPTS):
@@ -231,7 +231,7 @@ def _left_to_slurm(job: str, asked: signal.Signals) -> bool:
             say(f"job {job} is being ended or queued again by SLURM")
             return True
         time.sleep(_REQUEUE_PAUSE_SECONDS)
-    say(f"error: job {job} could not be queued again ({words}); submit it again to go on")
+    complain(f"job {job} could not be queued again ({words}); submit it again to go on")
     return False
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal, cast
 
@@ -203,7 +203,7 @@ class SparseDenoiser(nn.Module):
         self,
         noisy: Tensor,
         on_backward: Callable[[Solution], None] | None = None,
-        probe: torch.Generator | None = None,
+        probe: Sequence[torch.Generator] | None = None,
     ) -> Denoised:
         """Denoise blocks.
 
@@ -214,7 +214,7 @@ class SparseDenoiser(nn.Module):
         on_backward
             Called with the solution of the backward solve, if there is one.
         probe
-            Source (on the CPU) of the random probe of `jacobian_penalty`; without one it is not computed.
+            Source (on the CPU) of each block's random probe of `jacobian_penalty`; without one it is not computed.
         """
         if self.settings.map == "prior":
             estimate = to_blocks(self._fixed_prior(noisy)(to_spectra(noisy)), *noisy.shape[2:])
@@ -224,8 +224,8 @@ class SparseDenoiser(nn.Module):
         jacobian = None
         if probe is not None:
             shape, dtype = solution.state.shape, solution.state.dtype
-            random = torch.randn(shape, generator=probe, dtype=dtype).to(noisy.device)
-            jacobian = jacobian_penalty(f, solution.state, random)
+            random = torch.stack([torch.randn(shape[1:], generator=g, dtype=dtype) for g in probe])
+            jacobian = jacobian_penalty(f, solution.state, random.to(noisy.device))
         estimate = to_blocks(f.observe(solution.state), *noisy.shape[2:])
         return Denoised(estimate=estimate, solution=solution, iteration=f, jacobian=jacobian)
 

@@ -1,15 +1,20 @@
 """Checkpoints: written aside, flushed, and made visible by one rename; never a partial or a damaged one.
 
 A checkpoint is a folder. Its last file, the manifest, lists the others with their checksums.
+
+SLURM may run two live copies of a job. Each attempt writes aside in a folder of its own, and begins by taking those of all
+others away: an old copy cannot rename what is no longer there, so that it cannot commit, at whatever instant it tries.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import uuid
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +22,9 @@ import torch
 
 from hpcdeq.archive.scene import crc32c_of
 from hpcdeq.console import say
-from hpcdeq.errors import TrainingError
+from hpcdeq.errors import FencedError, TrainingError
 
+_ATTEMPT = ".attempt-"
 _NAME = re.compile(r"\d-\d{2}-\d{8}")
 STATE = "state.pt"
 MANIFEST = "manifest.json"
@@ -29,24 +35,80 @@ def name_of(phase: int, rollbacks: int, step: int) -> str:
     return f"{phase}-{rollbacks:02d}-{step:08d}"
 
 
-def commit(folder: Path, name: str, state: dict[str, Any]) -> None:
-    """Write a checkpoint ``folder/name``; after a kill at any instant it is there whole, or not at all."""
+def take_over(folder: Path, environ: Mapping[str, str]) -> Path:
+    """Make this attempt the only one that can commit to ``folder``; return its own folder to write aside in.
+
+    Parameters
+    ----------
+    folder
+        Folder of the checkpoints.
+    environ
+        Says which attempt of which SLURM job this is, if it is one: an older attempt does not take over from a newer one.
+
+    Raises
+    ------
+    FencedError
+        If a newer attempt of the same job is at work.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / f".{name}.{uuid.uuid4().hex[:8]}"
-    aside.mkdir()
-    with (aside / STATE).open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
-    with (aside / MANIFEST).open("w") as manifest:
-        json.dump({"crc32c": {path.name: crc32c_of(path) for path in _files(aside)}}, manifest)
-        manifest.flush()
-        os.fsync(manifest.fileno())
-    _sync(aside)
-    aside.rename(folder / name)
-    _sync(folder)
-    for left in folder.glob(".*"):  # of killed runs
-        shutil.rmtree(left, ignore_errors=True)
+    job, attempt = environ.get("SLURM_JOB_ID", "none"), int(environ.get("SLURM_RESTART_COUNT", "0"))
+    own = folder / f"{_ATTEMPT}{job}-{attempt}-{uuid.uuid4().hex[:8]}"
+    for other in folder.glob(f"{_ATTEMPT}*"):
+        their_job, their_attempt = other.name.removeprefix(_ATTEMPT).split("-")[:2]
+        if job != "none" and their_job == job and int(their_attempt) > attempt:
+            raise FencedError(
+                f"{folder.parent}: attempt {their_attempt} of job {job} has taken over this run; attempt {attempt} ends"
+            )
+    own.mkdir()
+    for left in folder.glob(".*"):  # of others, and of killed runs
+        if left != own:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(left.rename(folder / f".old-{uuid.uuid4().hex}"), ignore_errors=True)
+    return own
+
+
+def commit(attempt: Path, name: str, state: dict[str, Any]) -> None:
+    """Write a checkpoint; after a kill at any instant it is there whole, or not at all.
+
+    Parameters
+    ----------
+    attempt
+        From `take_over`.
+    name
+        From `name_of`.
+    state
+        What `load` is to return.
+
+    Raises
+    ------
+    FencedError
+        If another attempt has taken over.
+    """
+    aside = attempt / name
+    try:
+        aside.mkdir()
+        with (aside / STATE).open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        with (aside / MANIFEST).open("w") as manifest:
+            json.dump({"crc32c": {path.name: crc32c_of(path) for path in _files(aside)}}, manifest)
+            manifest.flush()
+            os.fsync(manifest.fileno())
+        _sync(aside)
+        aside.rename(attempt.parent / name)
+    except (FileNotFoundError, RuntimeError) as error:  # torch turns a lost file into its own kind
+        check_attempt(attempt, error)
+        raise
+    _sync(attempt.parent)
+
+
+def check_attempt(attempt: Path, cause: Exception | None = None) -> None:
+    """Raise a `FencedError` if another attempt has taken over."""
+    if not attempt.is_dir():
+        raise FencedError(
+            f"{attempt.parent.parent}: another copy of this run has taken over; this one wrote nothing more and ends"
+        ) from cause
 
 
 def latest(folder: Path) -> Path | None:

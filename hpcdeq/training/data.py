@@ -12,9 +12,10 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from hpcdeq.archive import Scene, open_archive
 from hpcdeq.archive.stream import Batch, PatchStream
+from hpcdeq.cluster.group import Team
 from hpcdeq.config import TrainConfig
 from hpcdeq.console import say
-from hpcdeq.errors import ConfigError
+from hpcdeq.errors import ConfigError, HpcdeqError
 from hpcdeq.models import load_dictionary, save_dictionary
 from hpcdeq.noise import generator, stable_hash
 from hpcdeq.sparse import KSvdSettings, learn_dictionary
@@ -59,8 +60,8 @@ def split(config: TrainConfig) -> tuple[list[Scene], list[Scene]]:
     return train, val
 
 
-def training_stream(config: TrainConfig, scenes: list[Scene]) -> PatchStream:
-    """Blocks to learn from."""
+def training_stream(config: TrainConfig, scenes: list[Scene], team: Team) -> PatchStream:
+    """Blocks to learn from: this process's part of every batch."""
     return PatchStream(
         scenes,
         block=config.model.block,
@@ -70,25 +71,28 @@ def training_stream(config: TrainConfig, scenes: list[Scene]) -> PatchStream:
         augment=config.data.augment,
         shuffle_shards=config.data.shuffle_shards,
         workers=config.data.workers,
+        rank=team.rank,
+        world_size=team.world_size,
+        on_bad_chunk=config.data.on_bad_chunk,
     )
 
 
-class TorchBatches(IterableDataset[tuple[Tensor, Tensor]]):
-    """Endless (clean, noisy) tensors from a stream, beginning after ``consumed`` batches of the run."""
+class TorchBatches(IterableDataset[tuple[Tensor, Tensor, int]]):
+    """Endless (clean, noisy, blocks planned) from a stream, beginning after ``consumed`` batches of the run."""
 
     def __init__(self, stream: PatchStream, consumed: int) -> None:
         self.stream = stream
         self.consumed = consumed
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, int]]:
         epoch, start = divmod(self.consumed, self.stream.batches_per_epoch)
         while True:
             for batch in self.stream.batches(epoch, start):
-                yield as_tensors(batch)
+                yield *as_tensors(batch), batch.planned
             epoch, start = epoch + 1, 0
 
 
-def torch_loader(stream: PatchStream, consumed: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor]]:
+def torch_loader(stream: PatchStream, consumed: int, pin: bool) -> DataLoader[tuple[Tensor, Tensor, int]]:
     """Wrap a stream as a torch loader. It has its own threads, so no worker processes are forked (Zarr forbids it)."""
     return DataLoader(TorchBatches(stream, consumed), batch_size=None, num_workers=0, pin_memory=pin)
 
@@ -99,7 +103,7 @@ def as_tensors(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def validation_batches(config: TrainConfig, scenes: list[Scene]) -> list[tuple[Tensor, Tensor]]:
-    """Return the same few blocks of the validation scenes, with the same noise, every time."""
+    """Return the same few blocks of the validation scenes, with the same noise, every time and in every process."""
     stream = PatchStream(
         scenes,
         block=config.model.block,
@@ -129,9 +133,13 @@ def dictionary_of(config: TrainConfig, scenes: list[Scene], run: Path) -> Tensor
         kept = run / "dictionary.safetensors"
         if not kept.is_file():
             say(f"learning a dictionary of {config.dictionary.atoms} atoms from {len(scenes)} scenes")
-            save_dictionary(
-                learn_from_scenes(scenes, config.dictionary), kept, {"scenes": [s.name for s in scenes]}
-            )
+            try:
+                learnt = learn_from_scenes(scenes, config.dictionary)
+            except HpcdeqError:
+                raise
+            except ValueError as error:
+                raise ConfigError(f"dictionary: {error}") from error
+            save_dictionary(learnt, kept, {"scenes": [s.name for s in scenes]})
         dictionary = load_dictionary(kept)
     if dictionary.shape[0] != scenes[0].shape[0]:
         raise ConfigError(

@@ -1,7 +1,10 @@
-"""The training loop of one process: two phases, validation, checkpoints, and what to do when numbers break."""
+"""The training loop: two phases, validation, checkpoints, and what to do when numbers break, alone or in many processes."""
 
 from __future__ import annotations
 
+import math
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -10,22 +13,23 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from hpcdeq.cluster.device import choose_device
+from hpcdeq.cluster.group import Team, process_group
+from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.signals import StopRequest, stop_requests
 from hpcdeq.config import TrainConfig
-from hpcdeq.console import Bar, say
+from hpcdeq.console import Bar, say, silence
 from hpcdeq.errors import PreemptedError, TrainingError
-from hpcdeq.metrics import mpsnr
 from hpcdeq.models import save_model
 from hpcdeq.noise import generator
 from hpcdeq.solvers import Solution, Unrolled
 from hpcdeq.training import checkpoints, data, start
+from hpcdeq.training.engines import DdpEngine
 from hpcdeq.training.export import provenance
 from hpcdeq.training.log import RunLog
+from hpcdeq.training.objective import PHASES, Objective, Outcome
 
-PHASES = ("pretrain", "train")
 _BAD_STEPS = 5  # skipped steps in a row before the last checkpoint is reloaded
 _MAX_ROLLBACKS = 5
 _ROLLBACK_LR = 0.5
@@ -69,42 +73,58 @@ def train(config: TrainConfig) -> Path:
         If the folder holds a run with another configuration, or the data do not fit it.
     TrainingError
         If training diverges again and again.
+    FencedError
+        If another copy of this run has taken over.
+    PeerError
+        If another process of the run failed or vanished.
     PreemptedError
         If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): after the step it came in, with a checkpoint of that step.
     """
-    run = start.open_run(config)
-    train_scenes, val_scenes = data.split(config)
-    trainer = _Trainer(config, run, train_scenes, val_scenes)
-    try:
-        with stop_requests() as stop:
+    place = place_of(os.environ)
+    if place.rank > 0:
+        silence()
+    device = choose_device(config.device, place.local_rank)
+    with process_group(place, device) as team, stop_requests() as stop:
+        run = team.first(lambda: start.open_run(config))
+        trainer = _Trainer(config, run, team)
+        try:
             for phase in range(trainer.at.phase, len(PHASES)):
                 if trainer.steps(phase):
                     trainer.run_phase(phase, stop)
-    finally:
-        trainer.log.close()
-    return trainer.export()
+            return trainer.export()
+        finally:
+            trainer.close()
 
 
 class _Trainer:
-    """The state of a run in one process, and the steps that change it."""
+    """The state of a run in one of its processes, and the steps that change it, which all take together."""
 
-    def __init__(
-        self, config: TrainConfig, run: Path, train_scenes: list[Any], val_scenes: list[Any]
-    ) -> None:
-        self.config, self.settings, self.run = config, config.training, run
-        self.device = choose_device(config.device)
+    def __init__(self, config: TrainConfig, run: Path, team: Team) -> None:
+        self.config, self.settings, self.run, self.team = config, config.training, run, team
+        train_scenes, val_scenes = data.split(config)
         self.scenes = {scene.name: scene.content_sha256 for scene in train_scenes}
-        self.stream = data.training_stream(config, train_scenes)
+        self.stream = data.training_stream(config, train_scenes, team)
         self.validation = data.validation_batches(config, val_scenes)
-        self.model = start.first_model(config, train_scenes, run).to(self.device)
+        if config.training.start_from is None:  # learnt by one process, read by all
+            team.first(lambda: data.dictionary_of(config, train_scenes, run))
+        self.model = start.first_model(config, train_scenes, run).to(team.device)
         self.at = Position()
-        self.optimizer = self._new_optimizer()
+        self.engine = self._new_engine()
         self.adjoint: Solution | None = None
-        latest = checkpoints.latest(run / "checkpoints")
+        folder = run / "checkpoints"
+        self.attempt = team.first(lambda: checkpoints.take_over(folder, os.environ))
+        latest = team.first(lambda: checkpoints.latest(folder))
         if latest is not None:
             self._load(latest)
             say(f"continuing {run} from checkpoint {latest.name}")
-        self.log = RunLog(run, self.at.batches, self.settings.tensorboard)
+        self.log = RunLog(run, self.at.batches, self.settings.tensorboard) if team.leads else None
+
+    def close(self) -> None:
+        """Close files, and leave nothing aside."""
+        if self.log is not None:
+            self.log.close()
+        if self.team.leads:
+            shutil.rmtree(self.attempt, ignore_errors=True)
 
     def run_phase(self, phase: int, stop: StopRequest) -> None:
         """Train one phase to its last step, or until asked to stop."""
@@ -112,7 +132,7 @@ class _Trainer:
             self.at = Position(
                 phase=phase, batches=self.at.batches, skipped=self.at.skipped, rollbacks=self.at.rollbacks
             )
-            self.optimizer = self._new_optimizer()
+            self.engine = self._new_engine()
         steps = self.steps(phase)
         if self.at.best is None:
             self._validate()  # how the phase begins; and there is a checkpoint to fall back on
@@ -122,19 +142,23 @@ class _Trainer:
                 note = self._step(*next(batches))
                 bar.done = self.at.step  # a roll-back goes back
                 bar.note(note)
-                if stop:
+                if self.team.any(bool(stop)):
                     self._stop(stop)
 
     def export(self) -> Path:
-        """Write the best model of the last phase that was trained."""
+        """Write the best model of the last phase that was trained; return its folder."""
         best = self.at.best
         if best is not None:
-            state = checkpoints.load(self.run / "checkpoints" / best)
-            self.model.load_state_dict(state["model"])
+            self.engine.load(self._read(self.run / "checkpoints" / best))
         by_support = self._choose_support()
         folder = self.run / "model"
         written = provenance(self.config, best, self.scenes, asdict(self.at))
-        save_model(self.model, folder, written | {"validation_psnr_by_support_size": by_support})
+
+        def write() -> None:
+            checkpoints.check_attempt(self.attempt)
+            save_model(self.model, folder, written | {"validation_psnr_by_support_size": by_support})
+
+        self.team.first(write)
         return folder
 
     def steps(self, phase: int) -> int:
@@ -144,31 +168,36 @@ class _Trainer:
             return length
         return int(length.split()[0]) * self.stream.batches_per_epoch
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, float]]:
-        """(clean, noisy, seconds waited) from where the run stands."""
-        loader = iter(data.torch_loader(self.stream, self.at.batches, pin=self.device.type == "cuda"))
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor, int, float]]:
+        """This process's part of the batches from where the run stands: clean, noisy, blocks of the whole, seconds waited."""
+        device = self.team.device
+        loader = iter(data.torch_loader(self.stream, self.at.batches, pin=device.type == "cuda"))
         while True:
             begin = time.perf_counter()
-            clean, noisy = next(loader)
-            yield (
-                clean.to(self.device, non_blocking=True),
-                noisy.to(self.device, non_blocking=True),
-                time.perf_counter() - begin,
-            )
+            clean, noisy, planned = next(loader)
+            clean, noisy = (x.to(device, non_blocking=True) for x in (clean, noisy))
+            yield clean, noisy, planned, time.perf_counter() - begin
 
-    def _step(self, clean: Tensor, noisy: Tensor, waited: float) -> str:
+    def _step(self, clean: Tensor, noisy: Tensor, planned: int, waited: float) -> str:
         """Take one step, or skip it if it is not finite or not solved; log, validate and checkpoint when due."""
         begin = time.perf_counter()
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
-        estimate, solution, jacobian = self._forward(noisy, self._probe())
-        loss = F.mse_loss(estimate, clean)
-        (loss if jacobian is None else loss + self.settings.jacobian_weight * jacobian).backward()
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip)
-        sound = bool(torch.isfinite(loss) & torch.isfinite(norm)) and self._solved(solution)
-        if sound:
-            self.optimizer.step()
-            self.model.after_step()
+        most = -(-planned // self.team.world_size)  # blocks of a process
+        size = min(self.config.data.micro_batch or most, most)
+        probes = self._probes(planned)
+        loss = 0.0
+        for first in range(0, most, size):
+            rows = slice(first, first + size)
+            with self.engine.accumulating(last=first + size >= most):
+                outcome = self._outcome(clean[rows], noisy[rows], probes[rows])
+                share = len(clean[rows]) / planned
+                told = self._tell(outcome, share, len(clean[rows]))
+                loss += told[0].item()
+                # A gradient that is not a number, so that no process takes the step, whatever its own blocks say.
+                weight = share * self.team.world_size if self._solved(told) else float("nan")
+                self.engine.backward(outcome.loss * weight)
+        norm = self.engine.step(self.settings.clip)
+        sound = bool(torch.isfinite(norm))
         self.at.step += 1
         self.at.batches += 1
         self.at.skipped += not sound
@@ -177,65 +206,80 @@ class _Trainer:
             self._roll_back()
             return "rolled back"
         if self.at.step % self.settings.log_every == 0:
-            self._log_step(loss, norm, solution, jacobian, time.perf_counter() - begin, waited)
+            self._log_step(loss, norm, outcome, time.perf_counter() - begin, waited)
         last = self.at.step == self.steps(self.at.phase)
         if self.at.step % self.settings.validate_every == 0 or last:
             self._validate()
         elif self.at.step % self.settings.checkpoint_every == 0:
             self._commit()
-        return f"loss {loss.item():.3e}"
+        return f"loss {loss:.3e}"
 
-    def _forward(
-        self, noisy: Tensor, probe: torch.Generator | None = None
-    ) -> tuple[Tensor, Solution | None, Tensor | None]:
-        if PHASES[self.at.phase] == "pretrain":
-            return self.model.prior(noisy), None, None
-        denoised = self.model(noisy, self._keep_adjoint, probe)
-        return denoised.estimate, denoised.solution, denoised.jacobian
+    def _outcome(self, clean: Tensor, noisy: Tensor, probes: list[torch.Generator]) -> Outcome:
+        """Run the model on some blocks; on a grey one, which does not count, if there is none: all processes must take part."""
+        if len(clean) == 0:
+            size = self.config.model.block
+            clean = noisy = torch.full((1, self.model.bands, size, size), 0.5, device=self.team.device)
+            with_probe = self.settings.jacobian_weight > 0 and torch.is_grad_enabled()
+            probes = [torch.Generator()] if with_probe else []
+        outcome: Outcome = self.engine.objective(clean, noisy, probes or None, self._keep_adjoint)
+        return outcome
 
-    def _probe(self) -> torch.Generator | None:
-        """Random numbers of this step's Jacobian penalty: a function of its place in the run, as all that is random."""
-        if self.settings.jacobian_weight == 0:
-            return None
-        return torch.Generator().manual_seed(
-            int(generator(self.config.seed, self.at.batches, _PROBE).integers(1 << 62))
-        )
+    def _tell(self, outcome: Outcome, share: float, blocks: int) -> Tensor:
+        """Sums over the processes: weighted loss, residuals, blocks."""
+        residual = 0.0 if outcome.solution is None else outcome.solution.residual.sum().item()
+        mine = [outcome.loss.item() * share, residual if blocks else 0.0, float(blocks)]
+        return self.team.sum(torch.tensor(mine, dtype=torch.float64))
 
-    def _solved(self, solution: Solution | None) -> bool:
+    def _solved(self, told: Tensor) -> bool:
         """Whether the fixed points are solved well enough for an implicit gradient, which holds at fixed points only."""
-        if solution is None or isinstance(self.config.model.adjoint, Unrolled):
+        loss, residual, blocks = told.tolist()
+        if not math.isfinite(loss):
+            return False
+        if isinstance(self.config.model.adjoint, Unrolled) or blocks == 0:
             return True
-        return solution.residual.mean().item() <= self.settings.largest_residual
+        return bool(residual <= self.settings.largest_residual * blocks)
+
+    def _probes(self, planned: int) -> list[torch.Generator]:
+        """Random numbers of the Jacobian penalty of this process's blocks: a function of their place in the run."""
+        if self.settings.jacobian_weight == 0:
+            return []
+        first, last = (
+            rank * planned // self.team.world_size for rank in (self.team.rank, self.team.rank + 1)
+        )
+        keys = (generator(self.config.seed, self.at.batches, row, _PROBE) for row in range(first, last))
+        return [torch.Generator().manual_seed(int(key.integers(1 << 62))) for key in keys]
 
     def _keep_adjoint(self, solution: Solution) -> None:
         self.adjoint = solution
 
     def _log_step(
         self,
-        loss: Tensor,
+        loss: float,
         norm: Tensor,
-        solution: Solution | None,
-        jacobian: Tensor | None,
+        outcome: Outcome,
         seconds: float,
         waited: float,
     ) -> None:
         values: dict[str, Any] = {
-            "phase": PHASES[self.at.phase],
-            "step": self.at.step,
-            "loss": loss.item(),
+            "loss": loss,
             "gradient_norm": norm.item(),
             **self._scalars(),
             "skipped": self.at.skipped,
             "step_seconds": seconds,
             "data_seconds": waited,
         }
-        if jacobian is not None:
-            values["jacobian"] = jacobian.item()
-        for name, solved in (("forward", solution), ("backward", self.adjoint)):
+        if outcome.jacobian is not None:
+            values["jacobian"] = outcome.jacobian.item()
+        for name, solved in (("forward", outcome.solution), ("backward", self.adjoint)):
             if solved is not None:
                 values[f"{name}_residual"] = solved.residual.mean().item()
                 values[f"{name}_iterations"] = solved.iterations.float().mean().item()
-        self.log.write(self.at.batches, values)
+        self._write(values)
+
+    def _write(self, values: dict[str, Any]) -> None:
+        if self.log is not None:
+            place = {"phase": PHASES[self.at.phase], "step": self.at.step}
+            self.log.write(self.at.batches, place | values)
 
     def _scalars(self) -> dict[str, float]:
         return {name.removeprefix("log_"): value.exp().item() for name, value in self.model.scalars.items()}
@@ -248,20 +292,21 @@ class _Trainer:
             self.at.best, self.at.best_psnr = self._name(), psnr
         values = {"validation_psnr": psnr}
         if PHASES[self.at.phase] == "train" and self.config.model.map != "prior":
-            probed = self.validation[0][1][:_PROBED_BLOCKS].to(self.device)
+            probed = self.validation[0][1][:_PROBED_BLOCKS].to(self.team.device)
             values |= {
                 "validation_residual": residual,
                 "spectral_radius": self.model.spectral_radius(probed).max().item(),
                 **self._scalars(),
             }
-        phase = PHASES[self.at.phase]
-        self.log.write(self.at.batches, {"phase": phase, "step": self.at.step, **values})
+        self._write(values)
         state = "".join(
             f", {name.replace('_', ' ')} {value:.3g}"
             for name, value in values.items()
             if name != "validation_psnr"
         )
-        say(f"{phase} step {self.at.step}: validation {psnr:.2f} dB (best {self.at.best_psnr:.2f}){state}")
+        say(
+            f"{PHASES[self.at.phase]} step {self.at.step}: validation {psnr:.2f} dB (best {self.at.best_psnr:.2f}){state}"
+        )
         self._commit()
 
     @torch.no_grad()
@@ -271,16 +316,21 @@ class _Trainer:
         A mean of the PSNR of each block would be ruled by the smooth ones.
         """
         self.model.eval()
-        references, estimates = [], []
-        residuals: list[float] = []
+        errors = torch.zeros(self.model.bands, dtype=torch.float64)
+        residual, blocks, pixels = 0.0, 0, 0
         for clean, noisy in self.validation:
-            estimate, solution, _ = self._forward(noisy.to(self.device))
-            references.append(clean)
-            estimates.append(estimate.cpu())
-            residuals += [0.0] if solution is None else solution.residual.tolist()
-        # (block, band, y, x) to (band, block * y, x)
-        scene, denoised = (torch.cat(x).transpose(0, 1).flatten(1, 2) for x in (references, estimates))
-        return mpsnr(scene, denoised), sum(residuals) / len(residuals)
+            count, size = len(clean), self.team.world_size
+            rows = slice(self.team.rank * count // size, (self.team.rank + 1) * count // size)
+            reference = clean[rows].to(self.team.device)
+            outcome = self._outcome(reference, noisy[rows].to(self.team.device), [])
+            blocks, pixels = blocks + count, pixels + count * clean[0, 0].numel()
+            if len(reference) == 0:
+                continue
+            errors += (outcome.estimate - reference).double().square().sum((0, 2, 3)).cpu()
+            residual += 0.0 if outcome.solution is None else outcome.solution.residual.sum().item()
+        told = self.team.sum(torch.cat([errors, torch.tensor([residual], dtype=torch.float64)]))
+        psnr = (-10.0 * (told[:-1] / pixels).log10()).mean()
+        return psnr.item(), told[-1].item() / blocks
 
     def _choose_support(self) -> dict[int, float]:
         """Give a trained fast map the number of atoms that is best on the validation blocks; PSNR by number.
@@ -307,11 +357,12 @@ class _Trainer:
 
     def _stop(self, stop: StopRequest) -> None:
         """Commit this step, unless it just was, and end."""
-        assert stop.signal is not None
-        if not (self.run / "checkpoints" / self._name()).exists():
+        name = self._name()
+        if not self.team.first(lambda: (self.run / "checkpoints" / name).exists()):
             self._commit()
+        asked = "a stop signal to another process" if stop.signal is None else stop.signal.name
         raise PreemptedError(
-            f"{stop.signal.name} came: stopped after step {self.at.step} of {PHASES[self.at.phase]}, which is in a checkpoint; "
+            f"{asked} came: stopped after step {self.at.step} of {PHASES[self.at.phase]}, which is in a checkpoint; "
             "run the same command again to go on",
             stop.signal,
         )
@@ -320,22 +371,25 @@ class _Trainer:
         return checkpoints.name_of(self.at.phase, self.at.rollbacks, self.at.step)
 
     def _commit(self) -> None:
-        folder = self.run / "checkpoints"
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "position": asdict(self.at),
-            "scenes": self.scenes,
-        }
-        checkpoints.commit(folder, self._name(), state)
-        checkpoints.prune(folder, self.settings.keep, self.at.best)
+        state = self.engine.state() | {"position": asdict(self.at), "scenes": self.scenes}
+        bad_chunks = sorted({line for lines in self.team.gather(self.stream.left_out) for line in lines})
+
+        def write() -> None:
+            checkpoints.commit(self.attempt, self._name(), state)
+            checkpoints.prune(self.attempt.parent, self.settings.keep, self.at.best)
+            if bad_chunks:
+                (self.run / "bad_chunks.txt").write_text("\n".join(bad_chunks) + "\n")
+
+        self.team.first(write)
+
+    def _read(self, checkpoint: Path) -> dict[str, Any]:
+        return self.team.first(lambda: checkpoints.load(checkpoint))
 
     def _load(self, checkpoint: Path) -> None:
-        state = checkpoints.load(checkpoint)
+        state = self._read(checkpoint)
         self.at = Position(**state["position"])
-        self.model.load_state_dict(state["model"])
-        self.optimizer = self._new_optimizer()
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.engine = self._new_engine()
+        self.engine.load(state)
 
     def _roll_back(self) -> None:
         """Return to the last checkpoint with a smaller learning rate, and go on with new data."""
@@ -345,7 +399,7 @@ class _Trainer:
                 f"each with half the learning rate; try model.prior.norm=kernel, a smaller training.lr or training.clip"
             )
         failed = self.at
-        latest = checkpoints.latest(self.run / "checkpoints")
+        latest = self.team.first(lambda: checkpoints.latest(self.attempt.parent))
         assert latest is not None, "a phase begins with a checkpoint"
         self._load(latest)
         self.at.batches, self.at.skipped, self.at.rollbacks = (
@@ -353,14 +407,13 @@ class _Trainer:
             failed.skipped,
             failed.rollbacks + 1,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] *= _ROLLBACK_LR
+        self.engine.scale_lr(_ROLLBACK_LR)
         say(
             f"{_BAD_STEPS} steps in a row were not finite or not solved: back to {latest.name} with half the learning rate"
         )
         self._commit()
 
-    def _new_optimizer(self) -> torch.optim.Adam:
+    def _new_engine(self) -> DdpEngine:
         lr = (self.settings.pretrain_lr, self.settings.lr)[self.at.phase]
         groups = [
             {"params": list(self.model.prior.parameters()), "lr": lr},
@@ -368,4 +421,5 @@ class _Trainer:
         ]
         if self.config.model.learn_dictionary:
             groups.append({"params": [self.model.atoms], "lr": lr})
-        return torch.optim.Adam(groups)
+        objective = Objective(self.model, self.at.phase, self.settings.jacobian_weight)
+        return DdpEngine(objective, torch.optim.Adam(groups), self.team)

@@ -12,6 +12,14 @@ from hpcdeq.errors import ConfigError
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.training import data
 
+# What does not change what is learnt, beside the length.
+_MAY_CHANGE: Any = {
+    "run": True,
+    "device": True,
+    "data": {"workers", "micro_batch"},
+    "training": {"steps", "log_every", "keep", "tensorboard"},
+}
+
 
 def open_run(config: TrainConfig) -> Path:
     """Make the run's folder, or check that it is a run of this configuration."""
@@ -23,8 +31,7 @@ def open_run(config: TrainConfig) -> Path:
         aside.replace(resolved)
         return config.run
     old, new = (
-        c.model_dump(mode="json", exclude={"run": True, "training": {"steps"}})
-        for c in (load_train_config(resolved, []), config)
+        c.model_dump(mode="json", exclude=_MAY_CHANGE) for c in (load_train_config(resolved, []), config)
     )
     changed = [key for key in new if old[key] != new[key]]
     if changed:

@@ -155,3 +155,72 @@ def test_scenes_with_different_bands_are_refused(archive: Archive) -> None:
     add_scene(archive, "other", smooth_scene(0, 5, 70, 70))
     with pytest.raises(ValueError, match=r"one band count, got \[5, 7\]"):
         stream(archive)
+
+
+@pytest.mark.parametrize("batch", [1, 4, 7, 64])
+@pytest.mark.parametrize("sizes", [(1, 2), (2, 3, 1), (3,), (5, 64)])
+def test_the_parts_of_all_ranks_are_the_batches_of_one(
+    archive: Archive, batch: int, sizes: tuple[int, ...]
+) -> None:
+    for epoch in range(2):
+        whole = list(stream(archive, batch=batch).order(epoch))
+        assert {len(blocks) for blocks in whole[:-1]} <= {batch}
+        for size in sizes:
+            ranks = [
+                list(stream(archive, batch=batch, rank=r, world_size=size).order(epoch)) for r in range(size)
+            ]
+            for number, blocks in enumerate(whole):
+                parts = [rank[number] for rank in ranks]
+                assert [block for part in parts for block in part] == blocks
+                assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_the_world_size_may_change_in_an_epoch_without_a_block_lost_or_repeated(archive: Archive) -> None:
+    whole = [b for blocks in stream(archive, batch=6).order(0) for b in blocks]
+    batches = stream(archive, batch=6).batches_per_epoch
+    cuts = [0, 2, 3, batches - 1, batches]
+    seen = []
+    for begin, end, size in zip(cuts[:-1], cuts[1:], (1, 2, 3, 1), strict=True):
+        for rank in range(size):
+            part = stream(archive, batch=6, rank=rank, world_size=size).order(0, begin)
+            seen += [block for _, blocks in zip(range(begin, end), part, strict=False) for block in blocks]
+    assert len(seen) == len(set(seen)) == len(whole)
+    assert set(seen) == set(whole)
+
+
+def test_a_rank_reads_its_own_share_of_the_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = open_archive(tmp_path / "a", create=True)
+    for i in range(12):
+        add_scene(archive, f"s{i:02}", smooth_scene(i, 3, 270, 530))
+    patches = stream(archive, batch=4)
+    shards = sum(len(list(scene.shards())) for scene in patches.scenes)
+    read: list[tuple[str, object]] = []
+    original = Scene.stored
+    monkeypatch.setattr(
+        Scene, "stored", lambda self, window=None: read.append((self.name, window)) or original(self, window)
+    )
+    total = 0
+    for rank in range(2):
+        read.clear()
+        list(stream(archive, batch=4, rank=rank, world_size=2).batches(0))
+        assert len(read) == len(set(read)), "none twice"
+        total += len(read)
+    # In the last batches a rank may read what another one has in use: at most what the lanes use at a time.
+    assert shards <= total <= shards + 4
+
+
+def test_the_blocks_of_a_bad_shard_are_left_out_and_named_and_nothing_else_changes(archive: Archive) -> None:
+    whole = list(stream(archive, batch=4, augment=False).batches(0))
+    scene = archive["scene1"]
+    file = scene.shard_path(next(scene.shards()))
+    file.write_bytes(file.read_bytes()[:-100])
+    patches = stream(archive, batch=4, augment=False, on_bad_chunk="skip")
+    order = list(patches.order(0))
+    rest = list(patches.batches(0))
+    (error,) = patches.left_out
+    assert "scene1: cannot read rows" in error
+    for blocks, before, after in zip(order, whole, rest, strict=True):
+        good = [i for i, block in enumerate(blocks) if patches.scenes[block.scene].name != "scene1"]
+        assert np.array_equal(after.noisy, before.noisy[good])
+        assert after.planned == before.planned == len(blocks)
+    assert sum(len(b.clean) for b in rest) < sum(len(b.clean) for b in whole)

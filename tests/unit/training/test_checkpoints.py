@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from hpcdeq.errors import TrainingError
+from hpcdeq.errors import FencedError, TrainingError
 from hpcdeq.training import checkpoints
 
 OLD, NEW, NEXT = (checkpoints.name_of(1, 0, step) for step in (5, 10, 15))
@@ -36,8 +36,13 @@ def state(step: int) -> dict[str, Any]:
     return {"step": step, "weights": torch.full((1000,), float(step))}
 
 
+def commit(folder: Path, name: str, step: int) -> None:
+    """Write a checkpoint, as a new process does."""
+    checkpoints.commit(checkpoints.take_over(folder, {}), name, state(step))
+
+
 def write(folder: Path, name: str, step: int) -> None:
-    checkpoints.commit(folder, name, state(step))
+    commit(folder, name, step)
     checkpoints.prune(folder, 1, OLD)
 
 
@@ -91,8 +96,8 @@ def test_a_kill_before_any_call_of_a_save_leaves_a_sound_checkpoint(
         if found[-1] == 10:
             write(folder, NEXT, 15)  # as the run that goes on does
         assert step_of(folder) == 15
-        checkpoints.commit(folder, checkpoints.name_of(1, 0, 20), state(20))
-        assert not list(folder.glob(".*")), "what a kill left is swept"
+        commit(folder, checkpoints.name_of(1, 0, 20), 20)
+        assert len(list(folder.glob(".*"))) == 1, "what a kill left is swept; its own folder is there"
     assert found == sorted(found), "once it is visible it stays"
     assert set(found) == {10, 15}
 
@@ -102,8 +107,8 @@ def test_a_kill_before_any_call_of_a_save_leaves_a_sound_checkpoint(
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_taken(
     tmp_path: Path, file: str, damage: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    checkpoints.commit(tmp_path, OLD, state(5))
-    checkpoints.commit(tmp_path, NEW, state(10))
+    commit(tmp_path, OLD, 5)
+    commit(tmp_path, NEW, 10)
     path = tmp_path / NEW / file
     content = path.read_bytes()
     middle = len(content) // 2
@@ -122,7 +127,64 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_is_taken(
 
 
 def test_where_all_are_damaged_there_is_none(tmp_path: Path) -> None:
-    checkpoints.commit(tmp_path, OLD, state(5))
+    commit(tmp_path, OLD, 5)
     (tmp_path / OLD / checkpoints.STATE).write_bytes(b"")
     assert checkpoints.latest(tmp_path) is None
     assert checkpoints.latest(tmp_path / "nothing") is None
+
+
+def attempt(restart: int) -> dict[str, str]:
+    return {"SLURM_JOB_ID": "7"} | ({"SLURM_RESTART_COUNT": str(restart)} if restart else {})
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [({}, {}), (attempt(0), attempt(1)), (attempt(3), {"SLURM_JOB_ID": "8"})]
+)
+def test_an_old_copy_of_a_run_cannot_commit_at_whatever_point_it_is_overtaken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, old: dict[str, str], new: dict[str, str]
+) -> None:
+    """The new copy takes over before each call of the old one's commit that touches the disk."""
+    seen = set()
+    for overtaken_at in range(1, 30):
+        folder = tmp_path / str(overtaken_at)
+        own = checkpoints.take_over(folder, old)
+        newer: list[Path] = []
+        calls = 0
+
+        def counted(original: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls == overtaken_at:  # noqa: B023
+                    newer.append(checkpoints.take_over(folder, new))  # noqa: B023
+                return original(*args, **kwargs)
+
+            return call
+
+        with monkeypatch.context() as patch:
+            for owner, name in _POINTS:
+                patch.setattr(owner, name, counted(getattr(owner, name)))
+            try:
+                checkpoints.commit(own, NEW, state(10))
+            except FencedError:
+                assert not (folder / NEW).exists()
+                seen.add("fenced")
+            else:
+                seen.add("committed before")
+        if not newer:
+            break
+        assert not own.exists()
+        if not (folder / NEW).exists():
+            checkpoints.commit(newer[0], NEW, state(10))
+        assert step_of(folder) == 10
+    else:
+        pytest.fail("more calls than expected")
+    assert seen == {"fenced", "committed before"}
+
+
+def test_an_older_attempt_of_a_job_does_not_take_over_from_a_newer_one(tmp_path: Path) -> None:
+    newer = checkpoints.take_over(tmp_path, attempt(2))
+    with pytest.raises(FencedError, match="attempt 2 of job 7 has taken over this run; attempt 1 ends"):
+        checkpoints.take_over(tmp_path, attempt(1))
+    checkpoints.commit(newer, NEW, state(10))
+    assert step_of(tmp_path) == 10
