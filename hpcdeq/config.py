@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
 
-from hpcdeq.errors import ConfigError
+from hpcdeq.errors import ConfigError, suggestion
 from hpcdeq.models import ModelSettings
 from hpcdeq.noise import Complex, Gaussian
 from hpcdeq.sparse import KSvdSettings
@@ -206,8 +205,4 @@ def _line(problem: ErrorDetails) -> str:
         elif part in node.get("properties", {}):
             node = node["properties"][part]
             node = classes[node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
-    valid = list(node.get("properties", {}))
-    close = difflib.get_close_matches(keys[-1], valid, n=1)
-    return f"{name}: unknown key; " + (
-        f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(valid)}"
-    )
+    return f"{name}: unknown key; {suggestion(keys[-1], node.get('properties', {}))}"

@@ -29,6 +29,11 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
 
 
+def complain(text: str) -> None:
+    """Tell the user what went wrong (stderr), whichever process this is."""
+    print(f"error: {text}", file=sys.stderr, flush=True)
+
+
 def result(text: str) -> None:
     """Print a result (stdout)."""
     if not _silent:

@@ -6,6 +6,10 @@ Each class is also the built-in a Python caller would expect, and carries the ex
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+from signal import Signals
+
 
 class HpcdeqError(Exception):
     """Base of all errors that are meant for the user."""
@@ -44,6 +48,23 @@ class PreemptedError(HpcdeqError, RuntimeError):
 
     exit_code = 75
 
+    def __init__(self, message: str, signal: Signals | None) -> None:
+        super().__init__(message)
+        self.signal = signal
+        """What came; None if it came to another process of the job."""
+
+
+class SubmissionError(HpcdeqError, RuntimeError):
+    """A job could not be submitted."""
+
+
+class JobError(HpcdeqError, RuntimeError):
+    """A job that was waited for did not end well; the exit code is its own."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code
+
 
 class PeerError(HpcdeqError, RuntimeError):
     """Another process of the job failed or vanished."""
@@ -71,3 +92,10 @@ class PartialFailureError(HpcdeqError, RuntimeError):
     """The work is finished, but some scenes or units failed; they are listed."""
 
     exit_code = 3
+
+
+def suggestion(name: str, valid: Iterable[str]) -> str:
+    """Say which valid name an unknown one was perhaps meant to be, or what the valid ones are."""
+    names = list(valid)
+    close = difflib.get_close_matches(name, names, n=1)
+    return f"did you mean {close[0]!r}?" if close else f"valid keys: {', '.join(names)}"

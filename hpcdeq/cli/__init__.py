@@ -15,8 +15,10 @@ from hpcdeq.cli.evaluate import evaluate
 from hpcdeq.cli.export import export
 from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
+from hpcdeq.cli.submit import submit
 from hpcdeq.cli.train import train
 from hpcdeq.cli.validate import validate
+from hpcdeq.console import complain
 from hpcdeq.errors import HpcdeqError
 
 app = typer.Typer(
@@ -28,6 +30,7 @@ app = typer.Typer(
 )
 for verb in (ingest, info, validate, dictionary, train, export, degrade, denoise, evaluate, doctor, demo):
     app.command()(verb)
+app.add_typer(submit)
 
 
 def main() -> None:
@@ -35,10 +38,10 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except HpcdeqError as error:
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         sys.exit(error.exit_code)
     except OSError as error:  # no space, no permission: the system's words name the file
-        print(f"error: {error}", file=sys.stderr)
+        complain(str(error))
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)

@@ -51,6 +51,7 @@ EXTRAS = {
     "geo": ("rasterio", "h5netcdf"),
     "report": ("matplotlib", "jinja2"),
     "track": ("tensorboard",),
+    "slurm": ("submitit",),
 }
 ANSWER_SECONDS = 5.0
 MEETING_SECONDS = 60.0

@@ -29,8 +29,13 @@ class StopRequest:
 def stop_requests() -> Iterator[StopRequest]:
     """Turn SIGUSR1, SIGUSR2 and SIGTERM into a request to stop, while the block runs.
 
-    Python lets the main thread alone listen to signals; from another one nothing is changed.
+    A block inside another one has the same request: what came before it began still counts. Python lets the main thread alone
+    listen to signals; from another one nothing is changed.
     """
+    outer = getattr(signal.getsignal(STOP_SIGNALS[0]), "__self__", None)
+    if isinstance(outer, StopRequest):
+        yield outer
+        return
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request

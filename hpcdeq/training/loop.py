@@ -360,10 +360,11 @@ class _Trainer:
         name = self._name()
         if not self.team.first(lambda: (self.run / "checkpoints" / name).exists()):
             self._commit()
-        signal = "a stop signal to another process" if stop.signal is None else stop.signal.name
+        asked = "a stop signal to another process" if stop.signal is None else stop.signal.name
         raise PreemptedError(
-            f"{signal} came: stopped after step {self.at.step} of {PHASES[self.at.phase]}, which is in a checkpoint; "
-            "run the same command again to go on"
+            f"{asked} came: stopped after step {self.at.step} of {PHASES[self.at.phase]}, which is in a checkpoint; "
+            "run the same command again to go on",
+            stop.signal,
         )
 
     def _name(self) -> str:

@@ -1,0 +1,426 @@
+"""Submit work as a job: to SLURM, or to processes of this machine. Nothing else knows submitit.
+
+What submitit remembers of a job is not relied on: its count of timeouts, its rewritten pickles and its view of a job's state were
+each seen to be wrong. A job goes on from the files that the work itself wrote.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hpcdeq.cluster.request import JobRequest
+from hpcdeq.cluster.signals import StopRequest, stop_requests
+from hpcdeq.console import complain, say
+from hpcdeq.errors import (
+    ConfigError,
+    HpcdeqError,
+    JobError,
+    MissingExtraError,
+    PreemptedError,
+    SubmissionError,
+)
+
+if TYPE_CHECKING:
+    import submitit
+
+# Signals that come while Python starts would end the job as failed. Ignored, they leave it to SLURM, which ends or requeues it.
+_PYTHON = ["bash", "-c", 'trap "" USR1 USR2 TERM; exec "$@"', "hpcdeq", sys.executable]
+_SETUP = ["export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}"]
+_FOLDER = re.compile(r"[\w@+=:,./ -]+")
+_NO_LIMIT_MINUTES = 365 * 24 * 60
+_POLL_SECONDS = 0.2
+_ANSWER_SECONDS = 30.0
+_REQUEUE_ATTEMPTS, _REQUEUE_PAUSE_SECONDS = 3, 2.0
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """A job in the queue."""
+
+    id: str
+    """Its number."""
+    log: Path
+    """What rank 0 says; the other ranks' logs are beside it."""
+    script: Path
+    """What sbatch was given."""
+
+
+def sbatch_text(request: JobRequest, folder: Path) -> str:
+    """Return what sbatch would be given, without SLURM and without writing anything.
+
+    Parameters
+    ----------
+    request
+        What the job asks for.
+    folder
+        Where its logs and the submission would lie.
+
+    Raises
+    ------
+    ConfigError
+        If the request has no time, or the folder's path has characters that SLURM or a shell could take for more than a path.
+    MissingExtraError
+        If submitit is not installed.
+    """
+    executor = _slurm_executor(request, folder)
+    # submitit has no public way to see the text: these private names are used here only.
+    return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
+
+
+def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *arguments: Any) -> Submitted:
+    """Hand a job to SLURM, and return at once.
+
+    Parameters
+    ----------
+    request
+        What the job asks for.
+    folder
+        Where its logs, its sbatch text and the submission lie; it becomes private to the user, as whoever can write to it can run
+        code in the job.
+    work
+        A function of a module, run in every task, found again by its name. It ends with `PreemptedError` when it was asked to stop
+        and did so at a checkpoint: then the job is queued again.
+    arguments
+        Its arguments: plain values, as they are pickled.
+
+    Raises
+    ------
+    ConfigError
+        As `sbatch_text`; or if a job with this folder is in the queue already.
+    SubmissionError
+        If there is no SLURM here, or it refuses the job; with its words.
+    """
+    executor = _slurm_executor(request, folder)
+    if shutil.which("sbatch") is None:
+        raise SubmissionError(
+            "sbatch is not on PATH: submit from a login node of the cluster; --dry-run and --cluster local need no SLURM"
+        )
+    _make_private(folder)
+    if "dependency" not in request.slurm:
+        _check_not_queued(folder)
+    from submitit.core.utils import FailedJobError
+
+    with _outside_of_any_job():
+        try:
+            job = executor.submit(_Task(work), *arguments)
+        except FailedJobError as error:
+            raise SubmissionError(f"sbatch did not take the job: {str(error).strip()}") from error
+    return Submitted(job.job_id, job.paths.stdout, job.paths.submission_file)
+
+
+def run_local(request: JobRequest, folder: Path, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Run a job as processes of this machine, show what rank 0 says, and wait for its end.
+
+    A stop signal is passed on to the processes. Parameters are those of `submit`; without a time there is no limit.
+
+    Returns
+    -------
+    Any
+        What ``work`` returned in rank 0.
+
+    Raises
+    ------
+    ConfigError
+        If more than one node is asked for.
+    JobError
+        If a process did not end well; with its exit code (75: all stopped at a checkpoint).
+    """
+    if request.nodes > 1:
+        raise ConfigError(f"--cluster local is this machine alone: --nodes must be 1, got {request.nodes}")
+    _make_private(folder)
+    executor = _submitit().LocalExecutor(folder)
+    executor.update_parameters(
+        tasks_per_node=request.tasks,
+        gpus_per_node=request.gpus_per_node,
+        visible_gpus=_visible_gpus(),
+        timeout_min=_NO_LIMIT_MINUTES if request.time is None else request.minutes,
+        signal_delay_s=request.signal_seconds,
+        stderr_to_stdout=True,
+    )
+    with stop_requests() as asked, _outside_of_any_job(), _meeting_here(request):
+        job = executor.submit(_Task(work), *arguments)
+        say(
+            f"{request.tasks} processes; their logs: {job.paths.stdout.with_name(f'{job.job_id}_RANK_log.out')}"
+        )
+        try:
+            _follow(job, asked)
+        except KeyboardInterrupt:
+            job.cancel()
+            while not job.done():
+                time.sleep(_POLL_SECONDS)
+            raise
+    return _ended(job)
+
+
+@dataclass(frozen=True)
+class _Ended:
+    """How a task ended."""
+
+    exit_code: int
+    value: Any = None
+
+
+class _Task:
+    """What every task of a job runs: the work, and what to do when it was asked to stop."""
+
+    def __init__(self, work: Callable[..., Any]) -> None:
+        self.work = work
+
+    def __call__(self, *arguments: Any) -> _Ended:
+        logging.getLogger("submitit").setLevel(logging.WARNING)  # it would call all that ended a success
+        environment = _submitit().JobEnvironment()
+        # submitit refuses to write its last file when a killed attempt left half of one.
+        result = environment.paths.result_pickle
+        result.with_suffix(f"{result.suffix}.save_tmp").unlink(missing_ok=True)
+        local = environment.cluster == "local"
+        if local:
+            rank, size = str(environment.global_rank), str(environment.num_tasks)
+            os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
+        with stop_requests():  # from here on, not only while the work listens
+            try:
+                return _Ended(0, self.work(*arguments))
+            except PreemptedError as error:
+                say(str(error))
+                # With any other code than 0, srun would end the job as failed before it is queued again.
+                if local:
+                    code = error.exit_code
+                elif environment.global_rank == 0:
+                    code = 0 if _left_to_slurm(environment.job_id, error.signal) else error.exit_code
+                else:
+                    code = 0
+            except HpcdeqError as error:
+                complain(str(error))
+                code = error.exit_code
+        if local:
+            return _Ended(code)
+        sys.exit(code)
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """Return the same submission: the work finds its progress itself. For a signal in the moment before the work begins."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self, *arguments)
+
+
+def _left_to_slurm(job: str, asked: signal.Signals | None) -> bool:
+    """See that SLURM goes on with the job, or ends it: queue it again unless SLURM has decided already. False if that failed."""
+    # SIGTERM comes when SLURM ends the job (scancel) or requeues it itself. While the job still counts as running it is the
+    # grace time of a preemption instead, and a job that ends by itself in that time is not requeued.
+    if asked not in (signal.SIGUSR1, signal.SIGUSR2) and _state(job) != "RUNNING":
+        say(f"job {job} is being ended or queued again by SLURM")
+        return True
+    for _ in range(_REQUEUE_ATTEMPTS):
+        code, words = _slurm("scontrol", "requeue", job)
+        if code == 0:
+            say(f"job {job} is queued again, to go on from its checkpoint")
+            return True
+        if _state(job) not in ("RUNNING", None):
+            say(f"job {job} is being ended or queued again by SLURM")
+            return True
+        time.sleep(_REQUEUE_PAUSE_SECONDS)
+    complain(f"job {job} could not be queued again ({words}); submit it again to go on")
+    return False
+
+
+def _state(job: str) -> str | None:
+    """The state of a job as SLURM sees it now; None if it does not say."""
+    code, words = _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T")
+    return words if code == 0 else None
+
+
+def _slurm(*command: str) -> tuple[int, str]:
+    """Exit code and words of a SLURM command; -1 if it could not run, or did not answer."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return -1, str(error)
+    return done.returncode, (done.stdout if done.returncode == 0 else done.stderr).strip()
+
+
+def _submitit() -> Any:
+    try:
+        import submitit
+    except ImportError as error:
+        raise MissingExtraError("submitit", "slurm", "hpcdeq submit") from error
+    return submitit
+
+
+def _slurm_executor(request: JobRequest, folder: Path) -> submitit.SlurmExecutor:
+    _submitit()
+    import shlex
+
+    from submitit import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        @classmethod
+        def affinity(cls) -> int:
+            return 1  # the text can be made where there is no srun
+
+    if not _FOLDER.fullmatch(str(folder.absolute())):
+        raise ConfigError(
+            f"run: the path {str(folder.absolute())!r} goes into the text for sbatch, so it may hold letters, digits, spaces and "
+            "_ @ + = : , . / - only; choose another with run=FOLDER"
+        )
+    executor = Executor(folder, python=shlex.join(_PYTHON))
+    options: dict[str, Any] = {
+        "cpus-per-task": request.cpus_per_task,
+        "gpus-per-node": request.gpus_per_node or None,
+        "mem": request.mem,
+        "partition": request.partition,
+        "account": request.account,
+        "qos": request.qos,
+        "constraint": request.constraint,
+        # To the tasks, not to the batch shell. submitit would take the signal's name from a variable.
+        "signal": f"USR2@{request.signal_seconds}",
+        "requeue": True,
+    }
+    own = [f"--cpus-per-task={request.cpus_per_task}"] if request.cpus_per_task else []
+    executor.update_parameters(
+        time=request.minutes,
+        nodes=request.nodes,
+        ntasks_per_node=request.tasks,
+        job_name=request.job_name,
+        wckey=None,
+        stderr_to_stdout=True,
+        setup=_SETUP,
+        # One dead rank ends all; one that is done waits for the others; srun does not take the number of cores from sbatch.
+        srun_args=["--open-mode=append", "--kill-on-bad-exit=1", "--wait=0", *own],
+        additional_parameters={key: value for key, value in options.items() if value is not None}
+        | {key: value or True for key, value in request.slurm.items()},
+    )
+    return executor
+
+
+def _make_private(folder: Path) -> None:
+    """Make the folder, or make it private; refuse it if it is somebody else's."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+            raise ConfigError(
+                f"{folder} must be a folder of your own: who can write to it can run code in your jobs; remove it, or choose "
+                "another with run=FOLDER"
+            ) from None
+    folder.chmod(0o700)
+
+
+def _check_not_queued(folder: Path) -> None:
+    _, ids = _slurm("squeue", "--noheader", "--me", "--format=%A")
+    before = {path.name.split("_")[0] for path in folder.glob("*_submission.sh")}
+    queued = sorted(before & set(ids.split()))
+    if queued:
+        raise ConfigError(
+            f"{folder.parent} is queued or running already as job {queued[0]}: wait for it, end it with scancel {queued[0]}, or "
+            f"start after it with --slurm dependency=afterany:{queued[0]}"
+        )
+
+
+@contextmanager
+def _outside_of_any_job() -> Iterator[None]:
+    """Hide what describes the job or the processes that this one belongs to: a new job must not take it for its own."""
+    places = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    hidden = {
+        name: os.environ.pop(name)
+        for name in list(os.environ)
+        if name in places or (name.startswith(("SLURM_", "SRUN_", "SUBMITIT_")) and name != "SLURM_CONF")
+    }
+    try:
+        yield
+    finally:
+        os.environ.update(hidden)
+
+
+@contextmanager
+def _meeting_here(request: JobRequest) -> Iterator[None]:
+    """Tell the processes that are started meanwhile where to meet, and how many threads each has."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    threads = request.cpus_per_task or max(1, len(os.sched_getaffinity(0)) // request.tasks)
+    told = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads)}
+    before = os.environ.copy()
+    os.environ.update(told)
+    try:
+        yield
+    finally:
+        for name in told:
+            os.environ.pop(name)
+            if name in before:
+                os.environ[name] = before[name]
+
+
+def _visible_gpus() -> list[int] | tuple[()]:
+    """The GPUs that this process may use, if it was told; submitit would begin at the first of the machine."""
+    told = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    if not told:
+        return ()
+    try:
+        return [int(number) for number in told.split(",")]
+    except ValueError:
+        raise ConfigError(
+            f"CUDA_VISIBLE_DEVICES={told}: --cluster local needs numbers of GPUs there"
+        ) from None
+
+
+def _follow(job: Any, asked: StopRequest) -> None:
+    """Show what rank 0 says until the job is over, passing a stop signal on."""
+    told = False
+    read = 0
+    while True:
+        over = job.done()
+        if job.paths.stdout.exists():
+            with job.paths.stdout.open("rb") as log:
+                log.seek(read)
+                # Whole lines, unless there will be no more.
+                new = log.read()
+                new = new if over else new[: new.rfind(b"\n") + 1]
+            read += len(new)
+            if new:
+                say(new.decode(errors="replace").rstrip("\n"))
+        if over:
+            return
+        if asked and not told:
+            os.kill(int(job.job_id), signal.SIGTERM)  # submitit's controller passes on this one only
+            told = True
+        time.sleep(_POLL_SECONDS)
+
+
+def _ended(job: Any) -> Any:
+    """What rank 0 returned; or the error that the first failed rank, or all that stopped, stand for."""
+    tasks = [job.task(rank) for rank in range(job.num_tasks)]
+    ended = [_end_of(task) for task in tasks]
+    stopped = PreemptedError.exit_code
+    for rank, end in enumerate(ended):
+        if end.exit_code not in (0, stopped):
+            log = tasks[rank].paths.stdout
+            raise JobError(f"rank {rank} of {len(ended)} failed; its log: {log}", end.exit_code)
+    if any(end.exit_code == stopped for end in ended):
+        raise JobError("stopped at a checkpoint; run the same command again to go on", stopped)
+    return ended[0].value
+
+
+def _end_of(task: Any) -> _Ended:
+    from submitit.core.utils import FailedJobError
+
+    if not task.paths.result_pickle.exists():  # killed; submitit would wait for it
+        return _Ended(1)
+    try:
+        end = task.result()
+    except FailedJobError:  # the traceback is in the log
+        return _Ended(1)
+    assert isinstance(end, _Ended)
+    return end

@@ -1,0 +1,39 @@
+"""The SLURM lab that all tests of this folder share."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.lab import CannotRunError, Lab
+
+
+@pytest.fixture(scope="session")
+def lab() -> Iterator[Lab]:
+    """A SLURM of three nodes with two CPUs each; tests find it idle.
+
+    HPCDEQ_REQUIRE_LAB=1: where it cannot run, tests fail; otherwise they are skipped.
+    """
+    # In a folder of its own, it does not meet another run of the tests.
+    lab = Lab(Path(tempfile.mkdtemp(prefix="hpcdeq-lab-")))
+    try:
+        lab.up(nodes=3)
+        yield lab
+    except CannotRunError as error:
+        if os.environ.get("HPCDEQ_REQUIRE_LAB") == "1":
+            pytest.fail(f"HPCDEQ_REQUIRE_LAB=1, but: {error}")
+        pytest.skip(str(error))
+    finally:
+        lab.down()
+
+
+@pytest.fixture(autouse=True)
+def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a test the lab is as before it."""
+    yield
+    if "lab" in request.fixturenames:
+        request.getfixturevalue("lab").tidy()

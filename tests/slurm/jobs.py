@@ -1,0 +1,81 @@
+"""What the jobs of the tests do; found by name in the processes of a job, so not in a test file."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import distributed
+
+from hpcdeq.cluster.group import process_group
+from hpcdeq.cluster.ranks import place_of
+from hpcdeq.cluster.signals import stop_requests
+from hpcdeq.errors import ConfigError, PreemptedError
+
+
+def meet(folder: str) -> str:
+    """Write down this process's place, and what all ranks add up to."""
+    place = place_of(os.environ)
+    with process_group(place, torch.device("cpu"), 60):
+        total = torch.tensor(place.rank)
+        if place.world_size > 1:
+            distributed.all_reduce(total)
+    told = {
+        name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
+    }
+    found = asdict(place) | {"total": int(total), "host": os.uname().nodename, "told": told}
+    (Path(folder) / f"{place.rank}.json").write_text(json.dumps(found))
+    return f"rank {place.rank} met"
+
+
+def count(folder: str, steps: int, seconds: float) -> None:
+    """Take steps, each after the last in ``folder/RANK``; stop when asked, as training does."""
+    place = place_of(os.environ)
+    steps_taken = Path(folder) / str(place.rank)
+    with process_group(place, torch.device("cpu"), 60), stop_requests() as asked:
+        at = len(steps_taken.read_text().splitlines()) if steps_taken.exists() else 0
+        for step in range(at, steps):
+            time.sleep(seconds)
+            attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
+            with steps_taken.open("a") as file:
+                file.write(f"{step} attempt {attempt} {asked.signal.name if asked.signal else ''}\n")
+            # One rank may take a signal a step after the others: all stop when one was asked.
+            stop = torch.tensor(int(bool(asked)))
+            if place.world_size > 1:
+                distributed.all_reduce(stop)
+            if stop:
+                if place.rank == 0:
+                    time.sleep(0.5)  # it alone writes the checkpoint: it is the last to end
+                raise PreemptedError(f"stopped after step {step}", asked.signal or signal.SIGUSR2)
+
+
+def end(how: dict[str, str]) -> str:
+    """End each rank in its own way."""
+    rank = place_of(os.environ).rank
+    match how.get(str(rank), "well"):
+        case "config":
+            raise ConfigError(f"rank {rank} has a wrong setting")
+        case "crash":
+            raise ZeroDivisionError
+        case "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        case "stop":
+            raise PreemptedError("stopped at step 7", signal.SIGUSR2)
+    return f"rank {rank} did well"
+
+
+def late(folder: str) -> None:
+    """Begin, be asked to stop, and only then begin to listen."""
+    begun = Path(folder) / "begun"
+    with stop_requests() as asked:  # that of the job: the same as the one below
+        begun.write_text(str(asked.signal))
+        while not asked:
+            time.sleep(0.05)
+    with stop_requests() as asked:
+        if asked.signal is not None:
+            raise PreemptedError(f"{asked.signal.name} came before", asked.signal)

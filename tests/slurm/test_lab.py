@@ -1,0 +1,142 @@
+"""The lab is what it promises to be: a SLURM whose nodes can be lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.lab import ROOT, LabError, until
+
+# Its first run does not end by itself.
+PROGRAM = """#!/bin/sh
+srun sh -c 'echo "run ${SLURM_RESTART_COUNT:-0} on $(hostname)"; [ "$SLURM_RESTART_COUNT" ] || sleep 300'
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    file = tmp_path / "job.sh"
+    file.write_text(PROGRAM)
+    return file
+
+
+def test_three_nodes_answer_by_their_own_names(lab):
+    assert sorted(lab.srun("-N3", "hostname").split()) == ["n1", "n2", "n3"]
+
+
+def test_a_node_is_reached_at_its_name_from_another(lab):
+    listen = (
+        "import socket; s = socket.create_server(('n2', 4000)); s.settimeout(30); s.accept(); print('met')"
+    )
+    call = (
+        "import socket, time\n"
+        "for _ in range(300):\n"
+        "    try: socket.create_connection(('n2', 4000)); break\n"
+        "    except OSError: time.sleep(0.1)\n"
+    )
+    program = (
+        f'if [ $(hostname) = n2 ]; then {sys.executable} -c "{listen}"; else {sys.executable} -c "{call}"; fi'
+    )
+    assert lab.srun("-N2", "-w", "n1,n2", "sh", "-c", program) == "met\n"
+
+
+def test_accounting_knows_a_finished_job(lab):
+    job = lab.sbatch("--job-name=known", "--wrap", "exit 3")
+    fields = "JobName,State,ExitCode"
+    until(
+        lambda: lab.sacct(job, fields) == [["known", "FAILED", "3:0"]],
+        lambda: f"the job in {lab.sacct(job, fields)}",
+    )
+
+
+def test_waiting_for_a_state_that_cannot_come_ends_at_once(lab):
+    job = lab.sbatch("--wrap", "echo broken; exit 1")
+    with pytest.raises(LabError, match=r"it cannot come(.|\n)*printed:\nbroken"):
+        lab.wait(job, "COMPLETED", seconds=60)
+
+
+def test_a_requeued_job_runs_again_and_counts_it(lab, program):
+    job = lab.sbatch("-w", "n1", program)
+    lab.wait_for_output(job, "run 0 on n1\n")
+    lab.run("scontrol", "requeue", job)
+    lab.wait(job, "COMPLETED")
+    assert lab.output(job).endswith("run 1 on n1\n")
+    assert lab.restarts(job) == 1
+
+
+def test_a_killed_task_is_found_from_outside_and_fails_its_job(lab):
+    job = lab.sbatch("-N2", "-n3", "--wrap", "srun --kill-on-bad-exit sh -c 'echo up; sleep 300'")
+    lab.wait_for_output(job, "up\nup\nup\n")
+    tasks = lab.tasks(job)
+    assert [task.rank for task in tasks] == [0, 1, 2]
+    assert {task.node for task in tasks} == {"n1", "n2"}
+    assert [task.rank for task in lab.tasks(job, step="batch")] == [0]
+    os.kill(tasks[1].pid, signal.SIGKILL)
+    lab.wait(job, "FAILED")
+    assert lab.tasks(job) == []
+
+
+def test_nothing_of_a_job_outlives_it(lab):
+    job = lab.sbatch("--wrap", "srun sh -c 'setsid sleep 300 >/dev/null 2>&1 & echo up; sleep 300'")
+    lab.wait_for_output(job, "up")
+    assert "sleep 300" in lab.exec("n1", "ps", "ax")
+    lab.run("scancel", job)
+    lab.wait(job, "CANCELLED")
+    until(
+        lambda: "sleep 300" not in lab.exec("n1", "ps", "ax"),
+        lambda: f"the end of all sleeping ones of\n{lab.exec('n1', 'ps', 'ax')}",
+        seconds=20,
+    )
+
+
+def test_a_job_on_a_node_that_crashes_runs_again_elsewhere(lab, program):
+    job = lab.sbatch(program)
+    lab.wait_for_output(job, "run 0 on ")
+    node = lab.squeue("--jobs", job, "--format=%N").strip()
+    lab.crash(node)
+    lab.wait(job, "COMPLETED", seconds=90)
+    assert lab.sacct(job, "State")[0] == ["NODE_FAIL"]
+    assert "run 1 on n" in lab.output(job)
+    assert f"run 1 on {node}" not in lab.output(job)
+
+
+def test_a_job_on_a_node_that_reboots_runs_again_there(lab, program):
+    job = lab.sbatch("-w", "n2", program)
+    lab.wait_for_output(job, "run 0 on n2\n")
+    lab.crash("n2")
+    lab.start("n2")
+    lab.wait(job, "COMPLETED", seconds=90)
+    assert lab.output(job).endswith("run 1 on n2\n")
+
+
+def test_a_short_cut_harms_no_job(lab):
+    job = lab.sbatch("-w", "n3", "--wrap", "srun sh -c 'echo up; sleep 3'")
+    lab.wait_for_output(job, "up")
+    lab.cut("n3")
+    with pytest.raises(LabError, match="not done"):
+        lab.srun("-w", "n3", "true", seconds=1)
+    lab.heal("n3")
+    lab.wait(job, "COMPLETED")
+    assert lab.restarts(job) == 0
+
+
+def test_an_urgent_job_pushes_others_out_after_their_signal(lab):
+    program = "trap 'echo signalled; exit 0' USR2; echo up; while :; do sleep 0.1; done"
+    victim = lab.sbatch("-w", "n1", "-n2", "--signal=USR2@10", "--wrap", f'srun -n1 bash -c "{program}"')
+    lab.wait_for_output(victim, "up")
+    urgent = lab.sbatch("-p", "urgent", "-w", "n1", "-n2", "--wrap", "true")
+    lab.wait(urgent, "COMPLETED")
+    assert "signalled" in lab.output(victim)
+
+
+def test_the_processes_of_srun_meet(lab):
+    found = json.loads(
+        lab.srun("-N3", sys.executable, "-m", "hpcdeq", "doctor", "--json", seconds=120, PYTHONPATH=str(ROOT))
+    )
+    processes = next(finding for finding in found if finding["name"] == "processes")
+    assert (processes["state"], processes["detail"]) == ("ok", "3, started by slurm; all met")
