@@ -146,7 +146,7 @@ nodes_are_up() { # NODES
 
 give_up() {
     echo "lab: it did not come up; the ends of its logs in $lab/log:" >&2
-    tail -n 5 "$lab"/log/* >&2 || true
+    tail -n 20 "$lab"/log/* >&2 || true
     end_all
 }
 

@@ -23,12 +23,13 @@ def lab() -> Iterator[Lab]:
         lab = Lab(Path(folder) / "lab")
         try:
             lab.up(nodes=3)
+            yield lab
         except CannotRunError as error:
             if os.environ.get("HPCDEQ_REQUIRE_LAB") == "1":
                 pytest.fail(f"HPCDEQ_REQUIRE_LAB=1, but: {error}")
             pytest.skip(str(error))
-        yield lab
-        lab.down()
+        finally:
+            lab.down()
 
 
 @pytest.fixture(autouse=True)

@@ -214,13 +214,12 @@ class Lab:
         machines = {}  # labs count their jobs alike, but each machine has processes of its own
         for node in self.nodes:
             file = self.folder / f"run/{node}.pid"
-            if file.exists():
-                machines[_namespace(int(file.read_text().split()[0]))] = node
-        machines.pop(None, None)
+            if file.exists() and (namespace := _namespace(int(file.read_text().split()[0]))):
+                machines[namespace] = node
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             pid = int(folder.name)
-            node = machines.get(_namespace(pid))
+            node = machines.get(_namespace(pid) or "")
             if node is None or not _started_by_slurm(pid):
                 continue
             environ = _environ(pid)
@@ -291,7 +290,7 @@ class Lab:
         return set(idle.split()) == set(self.nodes) and not self.squeue()
 
     def _script(self, *arguments: str, seconds: float = 120) -> None:
-        command = ("bash", SCRIPT, *arguments)
+        command: tuple[str | Path, ...] = ("bash", SCRIPT, *arguments)
         done = self._call(command, seconds)
         if done.returncode == CANNOT:
             raise CannotRunError(done.stderr.strip())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.slurm.lab import ROOT, LabError, until
+from tests.slurm.lab import ROOT, Lab, LabError, until
 
 # Its first run does not end by itself.
 PROGRAM = """#!/bin/sh
@@ -142,25 +142,31 @@ def test_the_tasks_of_an_array_are_jobs_of_their_own(lab):
     assert lab.states(job) == {f"{job}_0": "RUNNING", f"{job}_1": "FAILED"}
 
 
+# Brings up a lab, looks around, and is killed.
+OTHER = """
+import os, signal, sys
+from pathlib import Path
+from tests.slurm.lab import Lab
+
+lab = Lab(Path(sys.argv[1]))
+lab.up(nodes=1)
+print(lab.squeue() + lab.srun("hostname"), end="", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def test_labs_do_not_see_each_other_and_end_with_their_process(lab):
+    mine = lab.sbatch("--wrap", "srun sleep 300")
     with tempfile.TemporaryDirectory(prefix="hpcdeq-lab-") as parent:
-        folder = Path(parent) / "lab"
-        mine = lab.sbatch("--wrap", "srun sleep 300")
-        killed = (
-            "import os, sys; from pathlib import Path; from tests.slurm.lab import Lab; lab = Lab(Path(sys.argv[1]));"
-            "lab.up(nodes=1); print(lab.squeue() + lab.srun('hostname'), end='', flush=True); os.kill(os.getpid(), 9)"
-        )
-        done = subprocess.run(
-            [sys.executable, "-c", killed, folder],
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert (done.returncode, done.stdout) == (-9, "n1\n"), done.stderr
-        until(lambda: not folder.exists(), lambda: f"the end of the lab in {folder}", seconds=30)
-        assert lab.states(mine) == {mine: "RUNNING"}
+        other = Lab(Path(parent) / "lab")
+        try:
+            command = [sys.executable, "-c", OTHER, other.folder]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+            assert (done.returncode, done.stdout) == (-signal.SIGKILL, "n1\n"), done.stderr
+            until(lambda: not other.folder.exists(), lambda: f"the end of {other.folder}", seconds=30)
+        finally:
+            other.down()
+    assert lab.states(mine) == {mine: "RUNNING"}
 
 
 def test_the_processes_of_srun_meet(lab):
