@@ -212,10 +212,10 @@ class Lab:
             Of one step only, or the batch script (``batch``); by default of all steps that srun started.
         """
         machines = {}  # labs count their jobs alike, but each machine has processes of its own
-        for node in self.nodes:
-            file = self.folder / f"run/{node}.pid"
+        for name in self.nodes:
+            file = self.folder / f"run/{name}.pid"
             if file.exists() and (namespace := _namespace(int(file.read_text().split()[0]))):
-                machines[namespace] = node
+                machines[namespace] = name
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             pid = int(folder.name)
