@@ -180,7 +180,7 @@ class _Task:
         self.work = work
 
     def __call__(self, *arguments: Any) -> _Ended:
-        logging.getLogger("submitit").setLevel(logging.WARNING)  # it would call all that ended a success
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it would call whatever ended a success
         environment = _submitit().JobEnvironment()
         # submitit refuses to write its last file when a killed attempt left half of one.
         result = environment.paths.result_pickle
