@@ -44,7 +44,7 @@ def count(folder: str, steps: int, seconds: float) -> None:
             if asked:
                 if place.rank == 0:
                     time.sleep(1)  # it alone writes the checkpoint: it is the last to end
-                raise PreemptedError(f"stopped after step {step}", asked.signal)
+                raise PreemptedError(f"stopped after step {step}")
 
 
 def end(how: dict[str, str]) -> str:
@@ -58,7 +58,7 @@ def end(how: dict[str, str]) -> str:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
-            raise PreemptedError("stopped at step 7", signal.SIGUSR2)
+            raise PreemptedError("stopped at step 7")
     return f"rank {rank} did well"
 
 
@@ -71,4 +71,4 @@ def late(folder: str) -> None:
             time.sleep(0.05)
     with stop_requests() as asked:
         if asked.signal is not None:
-            raise PreemptedError(f"{asked.signal.name} came before", asked.signal)
+            raise PreemptedError(f"{asked.signal.name} came before")
