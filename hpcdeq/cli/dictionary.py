@@ -16,8 +16,17 @@ def dictionary(
     iterations: Annotated[int, typer.Option(help="K-SVD iterations.")] = 10,
     seed: Annotated[int, typer.Option(help="Seed of the sampled spectra and of the first atoms.")] = 0,
 ) -> None:
-    """Learn a dictionary of spectra by K-SVD, for training with dictionary=FILE."""
+    """Learn a dictionary of spectra by K-SVD, for training with dictionary=FILE.
+
+    Started by mpirun, torchrun or srun the processes share the work, and rank 0 writes the file that one alone would.
+    """
+    import os
+
+    import torch
+
     from hpcdeq.archive import open_archive
+    from hpcdeq.cluster.group import process_group
+    from hpcdeq.cluster.ranks import place_of
     from hpcdeq.console import result
     from hpcdeq.errors import ConfigError
     from hpcdeq.models import save_dictionary
@@ -31,6 +40,13 @@ def dictionary(
     scenes = open_archive(archive).scenes()
     if not scenes:
         raise ConfigError(f"the archive {archive} holds no scene; ingest some first")
-    learnt = learn_from_scenes(scenes, settings)
-    save_dictionary(learnt, out, {"scenes": [scene.name for scene in scenes]})
-    result(str(out))
+    bands = {scene.shape[0]: scene.name for scene in scenes}
+    if len(bands) > 1:
+        raise ConfigError(
+            f"all scenes of a dictionary must have one band count; found {bands}: split them into archives by sensor"
+        )
+    with process_group(place_of(os.environ), torch.device("cpu")) as team:
+        learnt = learn_from_scenes(scenes, settings, team)
+    if team.leads:
+        save_dictionary(learnt, out, {"scenes": [scene.name for scene in scenes]})
+        result(str(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -57,7 +58,11 @@ class KSvdResult:
     """Root mean square of ``signals - dictionary @ codes`` after each iteration, in the signals' units."""
 
 
-def learn_dictionary(signals: Tensor, settings: KSvdSettings) -> KSvdResult:
+def learn_dictionary(
+    signals: Tensor,
+    settings: KSvdSettings,
+    pursuit: Callable[[Tensor, Tensor, int], OmpResult] = batch_omp,
+) -> KSvdResult:
     """Learn a dictionary that codes ``signals`` with few atoms.
 
     Approximate K-SVD: an atom and its coefficients are updated by one step of the power method on the
@@ -71,6 +76,8 @@ def learn_dictionary(signals: Tensor, settings: KSvdSettings) -> KSvdResult:
         (N, d) float32 or float64, d at least ``settings.sparsity``.
     settings
         Size, sparsity, iterations and seed.
+    pursuit
+        What codes all signals, nine tenths of the work: `batch_omp`, or its like that has others code a part.
 
     Raises
     ------
@@ -98,7 +105,7 @@ def learn_dictionary(signals: Tensor, settings: KSvdSettings) -> KSvdResult:
     for iteration in range(settings.iterations):
         if iteration > 0:
             _replace_idle(atoms, used, signals, residual)
-        codes = batch_omp(signals, atoms.T, settings.sparsity)
+        codes = pursuit(signals, atoms.T, settings.sparsity)
         used, residual = _update_atoms(atoms, codes, signals)
         errors.append(float(residual.double().square().mean().sqrt()))
     peak = atoms.gather(1, atoms.abs().argmax(dim=1, keepdim=True))

@@ -18,11 +18,13 @@ from hpcdeq.console import say
 from hpcdeq.errors import ConfigError, HpcdeqError
 from hpcdeq.models import load_dictionary, save_dictionary
 from hpcdeq.noise import generator, stable_hash
-from hpcdeq.sparse import KSvdSettings, learn_dictionary
+from hpcdeq.sparse import KSvdSettings
+from hpcdeq.training.shared_ksvd import learn_shared, own_part
 
 _HELD_OUT = 10  # every tenth scene
 _PIXELS = 20_000  # spectra a dictionary is learnt from
 _DICTIONARY, _VALIDATION = 11, 12  # what a key is for
+_ALONE = Team(0, 1, torch.device("cpu"))
 
 
 def split(config: TrainConfig) -> tuple[list[Scene], list[Scene]]:
@@ -148,11 +150,22 @@ def dictionary_of(config: TrainConfig, scenes: list[Scene], run: Path) -> Tensor
     return dictionary
 
 
-def learn_from_scenes(scenes: list[Scene], settings: KSvdSettings) -> Tensor:
-    """Learn a dictionary by K-SVD from spectra sampled evenly over the scenes, without their masked pixels."""
+def learn_from_scenes(scenes: list[Scene], settings: KSvdSettings, team: Team = _ALONE) -> Tensor:
+    """Learn a dictionary by K-SVD from spectra sampled evenly over the scenes, without their masked pixels.
+
+    Raises
+    ------
+    ConfigError
+        If the scenes have too few spectra or bands for these settings.
+    """
     share = -(-_PIXELS // len(scenes))
-    signals = np.concatenate([_sample(scene, share, settings.seed) for scene in scenes])
-    return learn_dictionary(torch.from_numpy(signals), settings).dictionary
+    none = np.empty((0, scenes[0].shape[0]), np.float32)  # where there are more processes than scenes
+    own = [_sample(scene, share, settings.seed) for scene in scenes[own_part(len(scenes), team)]]
+    signals = torch.from_numpy(np.concatenate([none, *own]))
+    try:
+        return learn_shared(signals, settings, team).dictionary
+    except ValueError as error:
+        raise ConfigError(f"no dictionary can be learnt from these scenes: {error}") from error
 
 
 def _sample(scene: Scene, count: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:

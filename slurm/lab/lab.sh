@@ -11,6 +11,7 @@
 # different folders do not see each other. Exit codes: 0 done, 1 failed, 77 this machine cannot run a lab.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+# shellcheck source=slurm/lab/machine.sh
 source "$here/machine.sh"
 
 cpus=2      # of each node, whatever this machine has
@@ -37,7 +38,7 @@ main() {
 # ---------------------------------------------------------------------------------------------------------------- up
 
 up() {
-    local nodes=${1:-3} began=$EPOCHREALTIME
+    local nodes=${1:-3} began=$SECONDS
     [[ $nodes =~ ^[1-9][0-9]?$ ]] || die "NODES=$nodes is not possible: a number from 1 to 99"
     check_machine
     prepare_folder
@@ -54,7 +55,7 @@ up() {
 
     # Every cluster begins empty, with job 1: the remains of an earlier one would mix with its jobs.
     end_all
-    rm -rf "$lab"/{etc,run,log,bin,db,munge,state,spool}
+    rm -rf "${lab:?}"/{etc,run,log,bin,db,munge,state,spool}
     mkdir -p "$lab"/{etc,run,log,bin,db,munge,state,spool}
     echo "$nodes" >"$lab/nodes"
     trap give_up EXIT # until it stands
@@ -65,7 +66,7 @@ up() {
     for ((i = 1; i <= nodes; i++)); do start_node "n$i"; done
     wait_for 60 "all $nodes nodes" nodes_are_up "$nodes"
     trap - EXIT
-    say "up in $(awk "BEGIN { printf \"%.1f\", $EPOCHREALTIME - $began }") s: $nodes nodes of $cpus CPUs; source $lab/env.sh"
+    say "up in $((SECONDS - began)) s: $nodes nodes of $cpus CPUs; source $lab/env.sh"
 }
 
 # Say why this machine cannot run a lab, and leave with 77, or install what is missing.
@@ -97,6 +98,7 @@ write_configuration() { # NODES
         sed "s|@LAB@|$lab|g; s|@SUBNET@|$subnet|g" "$here/$file.in" >"$lab/etc/$file"
     done
     chmod 644 "$lab/etc/slurm.conf"
+    install -m 644 "$here/cgroup.conf" "$lab/etc/cgroup.conf"
     install -m 755 "$here/epilog.sh" "$lab/etc/epilog.sh"
     for ((i = 1; i <= $1; i++)); do
         echo "NodeName=n$i NodeAddr=$(address "n$i") CPUs=$cpus RealMemory=4000"
@@ -144,7 +146,7 @@ nodes_are_up() { # NODES
 
 give_up() {
     echo "lab: it did not come up; the ends of its logs in $lab/log:" >&2
-    tail -n 5 "$lab"/log/* >&2 || true
+    tail -n 20 "$lab"/log/* >&2 || true
     end_all
 }
 
@@ -177,8 +179,9 @@ on_node() { # NODE COMMAND...
 
 check_node() { # NODE
     [ -e "$lab/nodes" ] || die "there is no lab in $lab; start one: bash slurm/lab/lab.sh up"
-    [[ $1 =~ ^n([1-9][0-9]?)$ ]] && [ "${BASH_REMATCH[1]}" -le "$(cat "$lab/nodes")" ] ||
+    if ! [[ $1 =~ ^n[1-9][0-9]?$ ]] || [ "${1#n}" -gt "$(cat "$lab/nodes")" ]; then
         die "there is no node '$1'; there are n1 to n$(cat "$lab/nodes")"
+    fi
 }
 
 start_node() { # NODE
@@ -206,6 +209,7 @@ address() { echo "$subnet.$((10 + ${1#n}))"; } # NODE
 run() { # COMMAND...
     [ $# != 0 ] || die "run what? For example: bash slurm/lab/lab.sh run sinfo"
     machine_pid head >/dev/null || die "there is no lab up in $lab; start one: bash slurm/lab/lab.sh up"
+    # shellcheck source=/dev/null
     source "$lab/env.sh"
     exec "$@"
 }

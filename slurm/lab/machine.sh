@@ -38,8 +38,8 @@ birth_of() { # PID
     local stat
     { stat=$(<"/proc/$1/stat"); } 2>/dev/null || return 1
     stat=${stat##*) } # the name of the command, before it, may hold anything
-    set -- $stat
-    [ "$1" != Z ] && [ "$1" != X ] && echo "${20}"
+    read -ra stat <<<"$stat"
+    [ "${stat[0]}" != Z ] && [ "${stat[0]}" != X ] && echo "${stat[19]}"
 }
 
 machine_pid() { # NAME: its first process, if it is alive

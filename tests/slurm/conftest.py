@@ -18,17 +18,18 @@ def lab() -> Iterator[Lab]:
 
     HPCDEQ_REQUIRE_LAB=1: where it cannot run, tests fail; otherwise they are skipped.
     """
-    # In a folder of its own, it does not meet another run of the tests.
-    lab = Lab(Path(tempfile.mkdtemp(prefix="hpcdeq-lab-")))
-    try:
-        lab.up(nodes=3)
-        yield lab
-    except CannotRunError as error:
-        if os.environ.get("HPCDEQ_REQUIRE_LAB") == "1":
-            pytest.fail(f"HPCDEQ_REQUIRE_LAB=1, but: {error}")
-        pytest.skip(str(error))
-    finally:
-        lab.down()
+    # In a folder of its own it does not meet another run of the tests.
+    with tempfile.TemporaryDirectory(prefix="hpcdeq-lab-") as folder:
+        lab = Lab(Path(folder) / "lab")
+        try:
+            lab.up(nodes=3)
+            yield lab
+        except CannotRunError as error:
+            if os.environ.get("HPCDEQ_REQUIRE_LAB") == "1":
+                pytest.fail(f"HPCDEQ_REQUIRE_LAB=1, but: {error}")
+            pytest.skip(str(error))
+        finally:
+            lab.down()
 
 
 @pytest.fixture(autouse=True)

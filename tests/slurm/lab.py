@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -112,20 +112,9 @@ class Lab:
         LabError
             If it fails, or has not ended after so many seconds.
         """
-        try:
-            done = subprocess.run(
-                [str(word) for word in command],
-                env={**self.environ, **environ},
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                text=True,
-                timeout=seconds,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise LabError(f"{_words(command)}: not done after {seconds} s\n{error.stderr}") from error
+        done = self._call(command, seconds, environ)
         if done.returncode != 0:
-            raise LabError(f"{_words(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
+            raise _failure(command, done)
         return done.stdout
 
     def srun(self, *arguments: str | Path, seconds: float = 60, **environ: str) -> str:
@@ -133,12 +122,22 @@ class Lab:
         return self.run("srun", *arguments, seconds=seconds, **environ)
 
     def sbatch(self, *arguments: str | Path, **environ: str) -> str:
-        """Submit a job and return its number; all its runs print to one file (see `output`), unless told otherwise."""
-        output = (f"--output={self.folder}/job-%j.out", "--open-mode=append")
-        return self.run("sbatch", "--parsable", *output, *arguments, **environ).strip()
+        """Submit a job and return its number; all its runs print to one file (see `output`), unless told otherwise.
+
+        Parameters
+        ----------
+        *arguments
+            Those of sbatch. A job array must be asked for here, by ``--array=``.
+        **environ
+            More of an environment for it.
+        """
+        array = any(str(argument).startswith("--array=") for argument in arguments)
+        output = f"--output={self.folder}/job-{'%A_%a' if array else '%j'}.out"
+        command = ("sbatch", "--parsable", output, "--open-mode=append", *arguments)
+        return self.run(*command, **environ).strip()
 
     def output(self, job: str) -> str:
-        """What the runs of a job printed so far."""
+        """What the runs of a job, or of a task of an array (``12_3``), printed so far."""
         file = self.folder / f"job-{job}.out"
         return file.read_text() if file.exists() else ""
 
@@ -208,25 +207,28 @@ class Lab:
         Parameters
         ----------
         job
-            Number of the job.
+            Number of the job, or of a task of an array (``12_3``).
         step
             Of one step only, or the batch script (``batch``); by default of all steps that srun started.
         """
         machines = {}  # labs count their jobs alike, but each machine has processes of its own
-        for node in self.nodes:
-            file = self.folder / f"run/{node}.pid"
-            if file.exists():
-                machines[_namespace(int(file.read_text().split()[0]))] = node
-        machines.pop(None, None)
+        for name in self.nodes:
+            file = self.folder / f"run/{name}.pid"
+            if file.exists() and (namespace := _namespace(int(file.read_text().split()[0]))):
+                machines[namespace] = name
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             pid = int(folder.name)
-            node = machines.get(_namespace(pid))
+            node = machines.get(_namespace(pid) or "")
             if node is None or not _started_by_slurm(pid):
                 continue
             environ = _environ(pid)
             this = environ.get("SLURM_STEP_ID", "batch")
-            if environ.get("SLURM_JOB_ID") == job and (this == step if step else this.isdecimal()):
+            jobs = {
+                environ.get("SLURM_JOB_ID"),
+                f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ.get('SLURM_ARRAY_TASK_ID')}",
+            }
+            if job in jobs and (this == step if step else this.isdecimal()):
                 found.append(Task(pid, node, this, int(environ["SLURM_PROCID"])))
         return sorted(found, key=lambda task: (task.step, task.rank))
 
@@ -288,21 +290,32 @@ class Lab:
         return set(idle.split()) == set(self.nodes) and not self.squeue()
 
     def _script(self, *arguments: str, seconds: float = 120) -> None:
-        done = subprocess.run(
-            ["bash", SCRIPT, *arguments],
-            env=self.environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            timeout=seconds,
-            check=False,
-        )
+        command: tuple[str | Path, ...] = ("bash", SCRIPT, *arguments)
+        done = self._call(command, seconds)
         if done.returncode == CANNOT:
             raise CannotRunError(done.stderr.strip())
         if done.returncode != 0:
-            raise LabError(
-                f"lab.sh {_words(arguments)}: exit code {done.returncode}\n{done.stdout}{done.stderr}"
+            raise _failure(command, done)
+
+    def _call(
+        self, command: Iterable[str | Path], seconds: float, environ: Mapping[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                [str(word) for word in command],
+                env={**self.environ, **(environ or {})},
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                timeout=seconds,
+                check=False,
             )
+        except subprocess.TimeoutExpired as error:
+            raise LabError(f"{_words(command)}: not done after {seconds} s") from error
+
+
+def _failure(command: Iterable[str | Path], done: subprocess.CompletedProcess[str]) -> LabError:
+    return LabError(f"{_words(command)}: exit code {done.returncode}\n{done.stdout}{done.stderr}")
 
 
 def _words(command: Iterable[str | Path]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 
-from tests.slurm.lab import ROOT, LabError, until
+from tests.slurm.lab import ROOT, Lab, LabError, until
 
 # Its first run does not end by itself.
 PROGRAM = """#!/bin/sh
@@ -94,24 +96,21 @@ def test_nothing_of_a_job_outlives_it(lab):
     )
 
 
-def test_a_job_on_a_node_that_crashes_runs_again_elsewhere(lab, program):
-    job = lab.sbatch(program)
-    lab.wait_for_output(job, "run 0 on ")
-    node = lab.squeue("--jobs", job, "--format=%N").strip()
+def test_jobs_on_nodes_that_crash_run_again_elsewhere_or_once_the_node_is_back(lab, program):
+    bound = lab.sbatch("-w", "n2", "-c2", program)
+    lab.wait_for_output(bound, "run 0 on n2\n")
+    free = lab.sbatch("-c2", program)
+    lab.wait_for_output(free, "run 0 on ")
+    node = lab.squeue("--jobs", free, "--format=%N").strip()
     lab.crash(node)
-    lab.wait(job, "COMPLETED", seconds=90)
-    assert lab.sacct(job, "State")[0] == ["NODE_FAIL"]
-    assert "run 1 on n" in lab.output(job)
-    assert f"run 1 on {node}" not in lab.output(job)
-
-
-def test_a_job_on_a_node_that_reboots_runs_again_there(lab, program):
-    job = lab.sbatch("-w", "n2", program)
-    lab.wait_for_output(job, "run 0 on n2\n")
     lab.crash("n2")
     lab.start("n2")
-    lab.wait(job, "COMPLETED", seconds=90)
-    assert lab.output(job).endswith("run 1 on n2\n")
+    lab.wait(bound, "COMPLETED")
+    assert lab.output(bound).endswith("run 1 on n2\n")
+    lab.wait(free, "COMPLETED")
+    assert "run 1 on n" in lab.output(free)
+    assert f"run 1 on {node}" not in lab.output(free)
+    assert lab.sacct(free)[0] == ["NODE_FAIL"]
 
 
 def test_a_short_cut_harms_no_job(lab):
@@ -132,6 +131,42 @@ def test_an_urgent_job_pushes_others_out_after_their_signal(lab):
     urgent = lab.sbatch("-p", "urgent", "-w", "n1", "-n2", "--wrap", "true")
     lab.wait(urgent, "COMPLETED")
     assert "signalled" in lab.output(victim)
+
+
+def test_the_tasks_of_an_array_are_jobs_of_their_own(lab):
+    job = lab.sbatch("--array=0-1", "--wrap", "srun sh -c 'echo task $SLURM_ARRAY_TASK_ID; sleep 300'")
+    lab.wait_for_output(f"{job}_1", "task 1\n")
+    (task,) = lab.tasks(f"{job}_1")
+    os.kill(task.pid, signal.SIGKILL)
+    lab.wait(f"{job}_1", "FAILED")
+    assert lab.states(job) == {f"{job}_0": "RUNNING", f"{job}_1": "FAILED"}
+
+
+# Brings up a lab, looks around, and is killed.
+OTHER = """
+import os, signal, sys
+from pathlib import Path
+from tests.slurm.lab import Lab
+
+lab = Lab(Path(sys.argv[1]))
+lab.up(nodes=1)
+print(lab.squeue() + lab.srun("hostname"), end="", flush=True)
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_labs_do_not_see_each_other_and_end_with_their_process(lab):
+    mine = lab.sbatch("--wrap", "srun sleep 300")
+    with tempfile.TemporaryDirectory(prefix="hpcdeq-lab-") as parent:
+        other = Lab(Path(parent) / "lab")
+        try:
+            command = [sys.executable, "-c", OTHER, other.folder]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+            assert (done.returncode, done.stdout) == (-signal.SIGKILL, "n1\n"), done.stderr
+            until(lambda: not other.folder.exists(), lambda: f"the end of {other.folder}", seconds=30)
+        finally:
+            other.down()
+    assert lab.states(mine) == {mine: "RUNNING"}
 
 
 def test_the_processes_of_srun_meet(lab):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from hpcdeq.archive import Archive
+from tests.conftest import add_scene, smooth_scene
 
 HEAVY = ("torch", "numpy", "zarr", "dask", "h5py", "scipy", "pydantic", "omegaconf", "matplotlib")
 
@@ -62,6 +63,11 @@ def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
         (["degrade", "{archive}", "--out", "{tmp}/o", "--case", "rain"], 2, "rain"),
         (["degrade", "{archive}", "--out", "{archive}", "--sigma", 50], 2, "is the archive that is read"),
         (["dictionary", "{archive}", "--out", "{tmp}/d", "--atoms", 0], 2, "error: atoms must be"),
+        (
+            ["dictionary", "{archive}", "--out", "{tmp}/d", "--sparsity", 8],
+            2,
+            "error: no dictionary can be learnt from these scenes: sparsity must be at most the signals' length 7, got 8",
+        ),
         (["train", "data.train={archive}", "run=/proc/no"], 1, "error: [Errno"),
         (["denoise", "--no-such-option"], 2, "No such option"),
     ],
@@ -74,6 +80,15 @@ def test_a_wrong_call_is_one_clear_line_and_its_exit_code(
     assert done.returncode == code, done.stderr
     assert line.format(**places) in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_dictionary_of_scenes_of_two_sensors_is_refused(archive: Archive, tmp_path: Path) -> None:
+    add_scene(archive, "other", smooth_scene(3, 5, 70, 90))
+    done = run("dictionary", archive.path, "--out", tmp_path / "d")
+    assert done.returncode == 2
+    assert done.stderr.startswith(
+        "error: all scenes of a dictionary must have one band count; found {5: 'other', 7: "
+    )
 
 
 def test_degrade_names_a_damaged_scene_and_finishes_the_others(archive: Archive, tmp_path: Path) -> None:
