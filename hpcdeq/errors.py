@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from signal import Signals
 
 
 class HpcdeqError(Exception):
@@ -47,11 +46,6 @@ class PreemptedError(HpcdeqError, RuntimeError):
     """The work was asked to stop, and did so at a checkpoint: the same command goes on."""
 
     exit_code = 75
-
-    def __init__(self, message: str, signal: Signals | None) -> None:
-        super().__init__(message)
-        self.signal = signal
-        """What came; None if it came to another process of the job."""
 
 
 class SubmissionError(HpcdeqError, RuntimeError):

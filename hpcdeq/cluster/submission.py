@@ -180,7 +180,7 @@ class _Task:
         self.work = work
 
     def __call__(self, *arguments: Any) -> _Ended:
-        logging.getLogger("submitit").setLevel(logging.WARNING)  # it would call all that ended a success
+        logging.getLogger("submitit").setLevel(logging.ERROR)  # it would call whatever ended a success
         environment = _submitit().JobEnvironment()
         # submitit refuses to write its last file when a killed attempt left half of one.
         result = environment.paths.result_pickle
@@ -189,18 +189,15 @@ class _Task:
         if local:
             rank, size = str(environment.global_rank), str(environment.num_tasks)
             os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
-        with stop_requests():  # from here on, not only while the work listens
+        with stop_requests() as asked:  # from here on, not only while the work listens
             try:
                 return _Ended(0, self.work(*arguments))
             except PreemptedError as error:
                 say(str(error))
                 # With any other code than 0, srun would end the job as failed before it is queued again.
-                if local:
+                code = 0
+                if local or (environment.global_rank == 0 and not _goes_on(environment.job_id, asked.signal)):
                     code = error.exit_code
-                elif environment.global_rank == 0:
-                    code = 0 if _left_to_slurm(environment.job_id, error.signal) else error.exit_code
-                else:
-                    code = 0
             except HpcdeqError as error:
                 complain(str(error))
                 code = error.exit_code
@@ -215,19 +212,27 @@ class _Task:
         return DelayedSubmission(self, *arguments)
 
 
-def _left_to_slurm(job: str, asked: signal.Signals | None) -> bool:
-    """See that SLURM goes on with the job, or ends it: queue it again unless SLURM has decided already. False if that failed."""
-    # SIGTERM comes when SLURM ends the job (scancel) or requeues it itself. While the job still counts as running it is the
-    # grace time of a preemption instead, and a job that ends by itself in that time is not requeued.
-    if asked not in (signal.SIGUSR1, signal.SIGUSR2) and _state(job) != "RUNNING":
+def _goes_on(job: str, asked: signal.Signals | None) -> bool:
+    """See that a job which stopped at a checkpoint is queued again, unless SLURM has decided about it. False if neither is so."""
+    state, preempted = _seen_by_slurm(job)
+    if state not in ("RUNNING", None):  # scancel, scontrol requeue
         say(f"job {job} is being ended or queued again by SLURM")
         return True
+    # SIGTERM to a job that counts as running comes from srun, as one of its tasks died, or it begins the grace time of a preemption:
+    # a job that ends by itself in that time is not requeued by SLURM.
+    if asked not in (signal.SIGUSR1, signal.SIGUSR2) and not preempted:
+        complain(
+            f"job {job} is not queued again: it was stopped by neither its time limit nor a preemption; the other ranks' logs may say "
+            "why. Submit it again to go on"
+        )
+        return False
     for _ in range(_REQUEUE_ATTEMPTS):
         code, words = _slurm("scontrol", "requeue", job)
         if code == 0:
             say(f"job {job} is queued again, to go on from its checkpoint")
             return True
-        if _state(job) not in ("RUNNING", None):
+        state, _ = _seen_by_slurm(job)
+        if state not in ("RUNNING", None):
             say(f"job {job} is being ended or queued again by SLURM")
             return True
         time.sleep(_REQUEUE_PAUSE_SECONDS)
@@ -235,10 +240,13 @@ def _left_to_slurm(job: str, asked: signal.Signals | None) -> bool:
     return False
 
 
-def _state(job: str) -> str | None:
-    """The state of a job as SLURM sees it now; None if it does not say."""
-    code, words = _slurm("squeue", "--noheader", f"--jobs={job}", "--format=%T")
-    return words if code == 0 else None
+def _seen_by_slurm(job: str) -> tuple[str | None, bool]:
+    """State of a job, None if SLURM does not say; and whether the job is being preempted."""
+    code, words = _slurm("squeue", "--noheader", f"--jobs={job}", "--Format=State:20,PreemptTime:30")
+    if code != 0:
+        return None, False
+    state, preemption = words.split() if words else ("", "N/A")
+    return state, preemption != "N/A"
 
 
 def _slurm(*command: str) -> tuple[int, str]:

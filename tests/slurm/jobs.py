@@ -9,10 +9,6 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-from torch import distributed
-
-from hpcdeq.cluster.group import process_group
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.signals import stop_requests
 from hpcdeq.errors import ConfigError, PreemptedError
@@ -20,11 +16,13 @@ from hpcdeq.errors import ConfigError, PreemptedError
 
 def meet(folder: str) -> str:
     """Write down this process's place, and what all ranks add up to."""
+    import torch
+
+    from hpcdeq.cluster.group import process_group
+
     place = place_of(os.environ)
-    with process_group(place, torch.device("cpu"), 60):
-        total = torch.tensor(place.rank)
-        if place.world_size > 1:
-            distributed.all_reduce(total)
+    with process_group(place, torch.device("cpu"), 60) as team:
+        total = team.sum(torch.tensor(place.rank))
     told = {
         name: os.environ.get(name) for name in ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID")
     }
@@ -34,24 +32,19 @@ def meet(folder: str) -> str:
 
 
 def count(folder: str, steps: int, seconds: float) -> None:
-    """Take steps, each after the last in ``folder/RANK``; stop when asked, as training does."""
+    """Take steps, each a line in ``folder/RANK``, after those that are there already; stop when asked, as training does."""
     place = place_of(os.environ)
-    steps_taken = Path(folder) / str(place.rank)
-    with process_group(place, torch.device("cpu"), 60), stop_requests() as asked:
-        at = len(steps_taken.read_text().splitlines()) if steps_taken.exists() else 0
-        for step in range(at, steps):
+    taken = Path(folder) / str(place.rank)
+    attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
+    with stop_requests() as asked:
+        for step in range(len(taken.read_text().splitlines()) if taken.exists() else 0, steps):
             time.sleep(seconds)
-            attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
-            with steps_taken.open("a") as file:
-                file.write(f"{step} attempt {attempt} {asked.signal.name if asked.signal else ''}\n")
-            # One rank may take a signal a step after the others: all stop when one was asked.
-            stop = torch.tensor(int(bool(asked)))
-            if place.world_size > 1:
-                distributed.all_reduce(stop)
-            if stop:
+            with taken.open("a") as file:
+                file.write(f"{step} {attempt}\n")
+            if asked:
                 if place.rank == 0:
-                    time.sleep(0.5)  # it alone writes the checkpoint: it is the last to end
-                raise PreemptedError(f"stopped after step {step}", asked.signal or signal.SIGUSR2)
+                    time.sleep(1)  # it alone writes the checkpoint: it is the last to end
+                raise PreemptedError(f"stopped after step {step}")
 
 
 def end(how: dict[str, str]) -> str:
@@ -65,7 +58,7 @@ def end(how: dict[str, str]) -> str:
         case "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
-            raise PreemptedError("stopped at step 7", signal.SIGUSR2)
+            raise PreemptedError("stopped at step 7")
     return f"rank {rank} did well"
 
 
@@ -78,4 +71,4 @@ def late(folder: str) -> None:
             time.sleep(0.05)
     with stop_requests() as asked:
         if asked.signal is not None:
-            raise PreemptedError(f"{asked.signal.name} came before", asked.signal)
+            raise PreemptedError(f"{asked.signal.name} came before")

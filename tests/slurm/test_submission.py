@@ -251,29 +251,31 @@ def wait_for(file: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("asked", "state", "refused", "requeues", "code"),
+    ("asked", "seen", "refused", "requeues", "code"),
     [
-        ("SIGUSR2", "RUNNING", False, 1, 0),
-        ("SIGUSR1", "RUNNING", False, 1, 0),
-        ("SIGUSR2", "COMPLETING", True, 1, 0),  # preempted or requeued meanwhile
-        ("SIGUSR2", "RUNNING", True, 3, 75),
-        ("SIGTERM", "RUNNING", False, 1, 0),  # the grace time of a preemption
-        ("SIGTERM", "COMPLETING", False, 0, 0),  # scancel, scontrol requeue
-        ("SIGTERM", None, False, 0, 0),  # it cannot be known: a job that was cancelled must not rise again
+        ("SIGUSR2", "RUNNING N/A", False, 1, 0),
+        ("SIGUSR1", "RUNNING 2026-11-23T12:37:40", False, 1, 0),
+        ("SIGUSR2", None, False, 1, 0),
+        ("SIGUSR2", "COMPLETING N/A", True, 0, 0),  # preempted or requeued meanwhile
+        ("SIGUSR2", "RUNNING N/A", True, 3, 75),
+        ("SIGTERM", "RUNNING 2026-11-23T12:37:40", False, 1, 0),  # the grace time of a preemption
+        ("SIGTERM", "COMPLETING N/A", False, 0, 0),  # scancel, scontrol requeue
+        ("SIGTERM", "RUNNING N/A", False, 0, 75),  # srun, as another task died
+        ("SIGTERM", None, False, 0, 75),  # it cannot be known: a job that was cancelled must not rise again
     ],
 )
 def test_a_job_that_stopped_at_a_checkpoint_is_queued_again_unless_slurm_has_decided(
     fake_slurm: FakeSlurm,
     tmp_path: Path,
     asked: str,
-    state: str | None,
+    seen: str | None,
     refused: bool,
     requeues: int,
     code: int,
 ) -> None:
     submitted = submit(JobRequest(time="5"), tmp_path / "jobs", jobs.count, str(tmp_path), 1000, 0.05)
     fake_slurm.answers("scontrol", "no" if refused else "", int(refused))
-    fake_slurm.answers("squeue", state or "timed out", int(state is None))
+    fake_slurm.answers("squeue", seen or "timed out", int(seen is None))
     process = start_task(submitted)
     wait_for(tmp_path / "0", process)
     process.send_signal(signal.Signals[asked])
@@ -281,6 +283,22 @@ def test_a_job_that_stopped_at_a_checkpoint_is_queued_again_unless_slurm_has_dec
     assert process.returncode == code, said
     assert fake_slurm.calls("scontrol") == ["requeue 77"] * requeues
     assert "stopped after step" in said
+
+
+def test_a_job_that_slurm_queues_again_while_it_is_asked_to_do_so_is_no_failure(
+    fake_slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    """The end of the job's processes may end scontrol too."""
+    submitted = submit(JobRequest(time="5"), tmp_path / "jobs", jobs.count, str(tmp_path), 1000, 0.05)
+    fake_slurm.answers("squeue", "RUNNING N/A")
+    requeue = f"#!/bin/sh\necho $0 $@ >>{fake_slurm.folder}/calls\nsed -i s/RUNNING/COMPLETING/ {fake_slurm.folder}/squeue\nkill -TERM $$\n"
+    (fake_slurm.folder / "scontrol").write_text(requeue)
+    process = start_task(submitted)
+    wait_for(tmp_path / "0", process)
+    process.send_signal(signal.SIGUSR2)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 0, said
+    assert fake_slurm.calls("scontrol") == ["requeue 77"]
 
 
 def test_a_signal_before_the_work_begins_is_left_to_slurm_and_one_before_it_listens_is_not_lost(
