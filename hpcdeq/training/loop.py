@@ -363,8 +363,7 @@ class _Trainer:
         asked = "a stop signal to another process" if stop.signal is None else stop.signal.name
         raise PreemptedError(
             f"{asked} came: stopped after step {self.at.step} of {PHASES[self.at.phase]}, which is in a checkpoint; "
-            "run the same command again to go on",
-            stop.signal,
+            "run the same command again to go on"
         )
 
     def _name(self) -> str:
