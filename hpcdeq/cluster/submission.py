@@ -218,12 +218,12 @@ def _goes_on(job: str, asked: signal.Signals | None) -> bool:
     if state not in ("RUNNING", None):  # scancel, scontrol requeue
         say(f"job {job} is being ended or queued again by SLURM")
         return True
-    # SIGTERM to a job that counts as running comes from srun, as one of its tasks died, or it begins the grace time of a preemption:
-    # a job that ends by itself in that time is not requeued by SLURM.
+    # SIGTERM to a job that counts as running comes from srun, as one of its tasks died, or it begins the grace time of a
+    # preemption: a job that ends by itself in that time is not requeued by SLURM.
     if asked not in (signal.SIGUSR1, signal.SIGUSR2) and not preempted:
         complain(
-            f"job {job} is not queued again: it was stopped by neither its time limit nor a preemption; the other ranks' logs may say "
-            "why. Submit it again to go on"
+            f"job {job} is not queued again: it was stopped by neither its time limit nor a preemption; the other ranks' logs "
+            "may say why. Submit it again to go on"
         )
         return False
     for _ in range(_REQUEUE_ATTEMPTS):

@@ -291,8 +291,9 @@ def test_a_job_that_slurm_queues_again_while_it_is_asked_to_do_so_is_no_failure(
     """The end of the job's processes may end scontrol too."""
     submitted = submit(JobRequest(time="5"), tmp_path / "jobs", jobs.count, str(tmp_path), 1000, 0.05)
     fake_slurm.answers("squeue", "RUNNING N/A")
-    requeue = f"#!/bin/sh\necho $0 $@ >>{fake_slurm.folder}/calls\nsed -i s/RUNNING/COMPLETING/ {fake_slurm.folder}/squeue\nkill -TERM $$\n"
-    (fake_slurm.folder / "scontrol").write_text(requeue)
+    folder = fake_slurm.folder
+    note, change = f"echo $0 $@ >>{folder}/calls", f"sed -i s/RUNNING/COMPLETING/ {folder}/squeue"
+    (folder / "scontrol").write_text(f"#!/bin/sh\n{note}\n{change}\nkill -TERM $$\n")
     process = start_task(submitted)
     wait_for(tmp_path / "0", process)
     process.send_signal(signal.SIGUSR2)
