@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from hpcdeq.errors import ConfigError, suggestion
@@ -55,6 +55,31 @@ def _check_length(value: int | str) -> int | str:
 Length = Annotated[int | str, AfterValidator(_check_length)]
 
 
+class DdpConfig(_Section):
+    """Every process has the whole model and the whole optimiser; their gradients are averaged."""
+
+    kind: Literal["ddp"] = "ddp"
+
+
+class DeepSpeedConfig(_Section):
+    """DeepSpeed's ZeRO (extra: deepspeed): what the optimiser needs is divided among the processes."""
+
+    kind: Literal["deepspeed"]
+    stage: Literal[0, 1, 2, 3] = 1
+    """What is divided: nothing; Adam's memory; gradients too; parameters too."""
+    offload: bool = False
+    """Whether Adam's memory and its work are left to the CPU, from stage 1 on."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DeepSpeedConfig:
+        if self.offload and self.stage == 0:
+            raise ValueError("offload=true needs a stage of 1, 2 or 3: stage 0 divides nothing")
+        return self
+
+
+EngineConfig = Annotated[DdpConfig | DeepSpeedConfig, Field(discriminator="kind")]
+
+
 class TrainingConfig(_Section):
     """How long and how fast to learn."""
 
@@ -79,6 +104,8 @@ class TrainingConfig(_Section):
     """Weight in the loss of the mean square of the map's Jacobian at the fixed point (arXiv:2106.14342); 0 leaves it out."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient; a larger one is scaled down."""
+    engine: EngineConfig = DdpConfig()
+    """How several processes take a step: ``ddp``, or DeepSpeed's ZeRO; the steps are the same."""
     validate_every: int = Field(default=100, ge=1)
     """Steps between validations."""
     checkpoint_every: int = Field(default=100, ge=1)

@@ -69,7 +69,9 @@ class Team:
 
 
 @contextmanager
-def process_group(place: Place, device: torch.device, seconds: float = 600.0) -> Iterator[Team]:
+def process_group(
+    place: Place, device: torch.device, seconds: float = 600.0, *, alone: bool = False
+) -> Iterator[Team]:
     """Join this process to the others; leave with them when the block ends, alone if it fails.
 
     A process that fails or dies makes the others fail too, at their next exchange or when they leave: at once if its host still
@@ -78,11 +80,13 @@ def process_group(place: Place, device: torch.device, seconds: float = 600.0) ->
     Parameters
     ----------
     place
-        From `place_of`. A single process joins nobody.
+        From `place_of`. A single process joins nobody, and exchanges nothing.
     device
         What tensors are exchanged from: NCCL between GPUs, gloo between CPUs.
     seconds
         How long to wait for the others, here and in every exchange, before giving up.
+    alone
+        Whether a single process is a process group too, for a library that asks for one.
 
     Raises
     ------
@@ -93,24 +97,10 @@ def process_group(place: Place, device: torch.device, seconds: float = 600.0) ->
     MissingExtraError
         If the processes can meet through MPI only, and mpi4py is missing.
     """
-    if place.world_size == 1:
+    if place.world_size == 1 and not alone:
         yield Team(0, 1, device)
         return
-    address, port = (place.address, place.port) if place.address and place.port else _meet_through_mpi()
-    try:
-        distributed.init_process_group(
-            "nccl" if device.type == "cuda" else "gloo",
-            init_method=f"tcp://{address}:{port}",
-            rank=place.rank,
-            world_size=place.world_size,
-            timeout=timedelta(seconds=seconds),
-        )
-    except (RuntimeError, ValueError) as error:  # torch's own errors are among them
-        raise ConfigError(
-            f"rank {place.rank} of {place.world_size} could not meet the others at {address}:{port} within {seconds:.0f} s "
-            f"({str(error).splitlines()[0]}); did all start, and can this host reach that port? Set MASTER_ADDR and MASTER_PORT "
-            "to choose another"
-        ) from error
+    _join(place, "nccl" if device.type == "cuda" else "gloo", timedelta(seconds=seconds))
     try:
         yield Team(place.rank, place.world_size, device)
         distributed.barrier()
@@ -126,6 +116,29 @@ def process_group(place: Place, device: torch.device, seconds: float = 600.0) ->
         # had left; of fifty runs where it was collected none did, nor of thirty-six that left together.
         gc.collect()
         distributed.destroy_process_group()
+
+
+def _join(place: Place, backend: str, timeout: timedelta) -> None:
+    if place.world_size == 1:
+        store = distributed.HashStore()  # type: ignore[attr-defined]
+        distributed.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
+        return
+    address, port = (place.address, place.port) if place.address and place.port else _meet_through_mpi()
+    try:
+        distributed.init_process_group(
+            backend,
+            init_method=f"tcp://{address}:{port}",
+            rank=place.rank,
+            world_size=place.world_size,
+            timeout=timeout,
+        )
+    except (RuntimeError, ValueError) as error:  # torch's own errors are among them
+        raise ConfigError(
+            f"rank {place.rank} of {place.world_size} could not meet the others at {address}:{port} within "
+            f"{timeout.total_seconds():.0f} s "
+            f"({str(error).splitlines()[0]}); did all start, and can this host reach that port? Set MASTER_ADDR and MASTER_PORT "
+            "to choose another"
+        ) from error
 
 
 def _is_of_exchange(error: RuntimeError) -> bool:

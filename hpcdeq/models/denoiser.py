@@ -186,6 +186,11 @@ class SparseDenoiser(nn.Module):
         """Logarithms of the learnt scalars, by name: ``log_b``, and ``log_mu`` of the full map."""
         return {name: value for name, value in self.named_parameters(recurse=False) if value.dim() == 0}
 
+    @property
+    def constrained(self) -> bool:
+        """Whether `after_step` may change parameters."""
+        return self.settings.identity == "paper" or self.settings.learn_dictionary
+
     def set_support_size(self, size: int) -> None:
         """Let a block of the fast map use another number of atoms, below the number of bands: nothing learnt depends on it."""
         self.settings = replace(self.settings, support=replace(self.settings.support, size=size))

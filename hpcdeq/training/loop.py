@@ -12,20 +12,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hpcdeq.cluster.device import choose_device
 from hpcdeq.cluster.group import Team, process_group
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.signals import StopRequest, stop_requests
-from hpcdeq.config import TrainConfig
+from hpcdeq.config import DeepSpeedConfig, TrainConfig
 from hpcdeq.console import Bar, say, silence
 from hpcdeq.errors import PreemptedError, TrainingError
 from hpcdeq.models import save_model
 from hpcdeq.noise import generator
 from hpcdeq.solvers import Solution, Unrolled
 from hpcdeq.training import checkpoints, data, start
-from hpcdeq.training.engines import DdpEngine
+from hpcdeq.training.engines import Engine, new_engine
 from hpcdeq.training.export import provenance
 from hpcdeq.training.log import RunLog
 from hpcdeq.training.objective import PHASES, Objective, Outcome
@@ -84,7 +84,8 @@ def train(config: TrainConfig) -> Path:
     if place.rank > 0:
         silence()
     device = choose_device(config.device, place.local_rank)
-    with process_group(place, device) as team, stop_requests() as stop:
+    needs_group = isinstance(config.training.engine, DeepSpeedConfig)
+    with process_group(place, device, alone=needs_group) as team, stop_requests() as stop:
         run = team.first(lambda: start.open_run(config))
         trainer = _Trainer(config, run, team)
         try:
@@ -109,12 +110,13 @@ class _Trainer:
             team.first(lambda: data.dictionary_of(config, train_scenes, run))
         self.model = start.first_model(config, train_scenes, run).to(team.device)
         self.at = Position()
-        self.engine = self._new_engine()
         self.adjoint: Solution | None = None
         folder = run / "checkpoints"
         self.attempt = team.first(lambda: checkpoints.take_over(folder, os.environ))
         latest = team.first(lambda: checkpoints.latest(folder))
-        if latest is not None:
+        if latest is None:
+            self._start_engine()
+        else:
             self._load(latest)
             say(f"continuing {run} from checkpoint {latest.name}")
         self.log = RunLog(run, self.at.batches, self.settings.tensorboard) if team.leads else None
@@ -132,7 +134,7 @@ class _Trainer:
             self.at = Position(
                 phase=phase, batches=self.at.batches, skipped=self.at.skipped, rollbacks=self.at.rollbacks
             )
-            self.engine = self._new_engine()
+            self._start_engine()
         steps = self.steps(phase)
         if self.at.best is None:
             self._validate()  # how the phase begins; and there is a checkpoint to fall back on
@@ -149,7 +151,7 @@ class _Trainer:
         """Write the best model of the last phase that was trained; return its folder."""
         best = self.at.best
         if best is not None:
-            self.engine.load(self._read(self.run / "checkpoints" / best))
+            self.model.load_state_dict(self._read(self.run / "checkpoints" / best)["model"])
         by_support = self._choose_support()
         folder = self.run / "model"
         written = provenance(self.config, best, self.scenes, asdict(self.at))
@@ -189,15 +191,15 @@ class _Trainer:
         for first in range(0, most, size):
             rows = slice(first, first + size)
             with self.engine.accumulating(last=first + size >= most):
-                outcome = self._outcome(clean[rows], noisy[rows], probes[rows])
+                outcome = self._outcome(self.engine.objective, clean[rows], noisy[rows], probes[rows])
                 share = len(clean[rows]) / planned
                 told = self._tell(outcome, share, len(clean[rows]))
                 loss += told[0].item()
                 # A gradient that is not a number, so that no process takes the step, whatever its own blocks say.
                 weight = share * self.team.world_size if self._solved(told) else float("nan")
                 self.engine.backward(outcome.loss * weight)
-        norm = self.engine.step(self.settings.clip)
-        sound = bool(torch.isfinite(norm))
+        norm = self.engine.step()
+        sound = math.isfinite(norm)
         self.at.step += 1
         self.at.batches += 1
         self.at.skipped += not sound
@@ -214,14 +216,16 @@ class _Trainer:
             self._commit()
         return f"loss {loss:.3e}"
 
-    def _outcome(self, clean: Tensor, noisy: Tensor, probes: list[torch.Generator]) -> Outcome:
+    def _outcome(
+        self, objective: nn.Module, clean: Tensor, noisy: Tensor, probes: list[torch.Generator]
+    ) -> Outcome:
         """Run the model on some blocks; on a grey one, which does not count, if there is none: all processes must take part."""
         if len(clean) == 0:
             size = self.config.model.block
             clean = noisy = torch.full((1, self.model.bands, size, size), 0.5, device=self.team.device)
             with_probe = self.settings.jacobian_weight > 0 and torch.is_grad_enabled()
             probes = [torch.Generator()] if with_probe else []
-        outcome: Outcome = self.engine.objective(clean, noisy, probes or None, self._keep_adjoint)
+        outcome: Outcome = objective(clean, noisy, probes or None, self._keep_adjoint)
         return outcome
 
     def _tell(self, outcome: Outcome, share: float, blocks: int) -> Tensor:
@@ -255,14 +259,14 @@ class _Trainer:
     def _log_step(
         self,
         loss: float,
-        norm: Tensor,
+        norm: float,
         outcome: Outcome,
         seconds: float,
         waited: float,
     ) -> None:
         values: dict[str, Any] = {
             "loss": loss,
-            "gradient_norm": norm.item(),
+            "gradient_norm": norm,
             **self._scalars(),
             "skipped": self.at.skipped,
             "step_seconds": seconds,
@@ -322,7 +326,7 @@ class _Trainer:
             count, size = len(clean), self.team.world_size
             rows = slice(self.team.rank * count // size, (self.team.rank + 1) * count // size)
             reference = clean[rows].to(self.team.device)
-            outcome = self._outcome(reference, noisy[rows].to(self.team.device), [])
+            outcome = self._outcome(self.objective, reference, noisy[rows].to(self.team.device), [])
             blocks, pixels = blocks + count, pixels + count * clean[0, 0].numel()
             if len(reference) == 0:
                 continue
@@ -370,7 +374,11 @@ class _Trainer:
         return checkpoints.name_of(self.at.phase, self.at.rollbacks, self.at.step)
 
     def _commit(self) -> None:
-        state = self.engine.state() | {"position": asdict(self.at), "scenes": self.scenes}
+        state = self.engine.state() | {
+            "model": self.model.state_dict(),
+            "position": asdict(self.at),
+            "scenes": self.scenes,
+        }
         bad_chunks = sorted({line for lines in self.team.gather(self.stream.left_out) for line in lines})
 
         def write() -> None:
@@ -387,8 +395,8 @@ class _Trainer:
     def _load(self, checkpoint: Path) -> None:
         state = self._read(checkpoint)
         self.at = Position(**state["position"])
-        self.engine = self._new_engine()
-        self.engine.load(state)
+        self.model.load_state_dict(state["model"])
+        self._start_engine(state)
 
     def _roll_back(self) -> None:
         """Return to the last checkpoint with a smaller learning rate, and go on with new data."""
@@ -412,7 +420,8 @@ class _Trainer:
         )
         self._commit()
 
-    def _new_engine(self) -> DdpEngine:
+    def _start_engine(self, state: dict[str, Any] | None = None) -> None:
+        """Begin the phase that the run stands in, or go on with it from a state."""
         lr = (self.settings.pretrain_lr, self.settings.lr)[self.at.phase]
         groups = [
             {"params": list(self.model.prior.parameters()), "lr": lr},
@@ -420,5 +429,7 @@ class _Trainer:
         ]
         if self.config.model.learn_dictionary:
             groups.append({"params": [self.model.atoms], "lr": lr})
-        objective = Objective(self.model, self.at.phase, self.settings.jacobian_weight)
-        return DdpEngine(objective, torch.optim.Adam(groups), self.team)
+        self.objective = Objective(self.model, self.at.phase, self.settings.jacobian_weight)
+        self.engine: Engine = new_engine(
+            self.settings.engine, self.objective, groups, self.settings.clip, state, self.team
+        )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,9 +15,8 @@ from hpcdeq.solvers import Solution
 PHASES = ("pretrain", "train")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What a model made of some blocks."""
+class Outcome(NamedTuple):
+    """What a model made of some blocks. A tuple, as DeepSpeed looks for tensors in tuples."""
 
     loss: Tensor
     """Mean squared error, plus the weighted penalty of the Jacobian if there is one."""

@@ -17,7 +17,7 @@ _MAY_CHANGE: Any = {
     "run": True,
     "device": True,
     "data": {"workers", "micro_batch"},
-    "training": {"steps", "log_every", "keep", "tensorboard"},
+    "training": {"engine", "steps", "log_every", "keep", "tensorboard"},
 }
 
 
