@@ -130,13 +130,14 @@ def iterate(f: FixedPointMap, state: Tensor, iterations: int, tolerance: float, 
             residual = torch.where(better, size, residual)
             count = count + active
             active = finite & (size > tolerance)
-        # On the CPU asking whether all are better costs nothing, on a GPU it would wait for the answer.
-        improved = image.device.type == "cpu" and bool(better.all())
+        # On the CPU asking about blocks costs nothing, on a GPU it would wait for the answer.
+        cpu = image.device.type == "cpu"
+        improved = cpu and bool(better.all())
         best = image if improved else torch.where(per_block(better, image), image, best)
-        if k == iterations or (tolerance > 0 and not bool(active.any())):
+        if k == iterations or ((cpu or tolerance > 0) and not bool(active.any())):
             break
         state = mixing.step(state, image, change)
-        if state.device.type == "cpu" and not bool(active.all()):
+        if cpu and not bool(active.all()):
             stay, gone = active.nonzero()[:, 0], (~active).nonzero()[:, 0]
             left.append((numbers[gone], best[gone], residual[gone], count[gone]))
             state, numbers, best, residual, count, active = (

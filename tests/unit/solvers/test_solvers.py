@@ -159,6 +159,17 @@ def test_a_block_that_becomes_non_finite_is_reported_and_harms_no_other(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tolerance", [0.0, 1e-6])
+def test_a_map_is_never_applied_to_no_blocks(
+    kind: type[Picard | Anderson | Broyden], tolerance: float
+) -> None:
+    f = Gains(torch.full((2, 1), torch.nan), torch.ones(2, 3))
+    solution = kind(iterations=5, tolerance=tolerance).solve(f, torch.zeros(2, 3))
+    assert f.applied == [2], "nothing can come after it"
+    assert solution.residual.tolist() == [torch.inf] * 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_converged_blocks_leave_the_batch(kind: type[Picard | Anderson | Broyden]) -> None:
     # Anderson and Broyden solve one linear equation in two or three steps: make it a nonlinear one.
     class Curved(Gains):
