@@ -104,6 +104,8 @@ class TrainingConfig(_Section):
     """Weight in the loss of the mean square of the map's Jacobian at the fixed point (arXiv:2106.14342); 0 leaves it out."""
     clip: float = Field(default=1.0, gt=0)
     """Largest norm of the gradient; a larger one is scaled down."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What the prior computes in while it learns; weights, gradients and all else stay float32."""
     engine: EngineConfig = DdpConfig()
     """How several processes take a step: ``ddp``, or DeepSpeed's ZeRO; the steps are the same."""
     validate_every: int = Field(default=100, ge=1)

@@ -85,18 +85,21 @@ class Cnn(Prior):
     @torch.no_grad()
     def transpose_at(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Callable[[Tensor], Tensor]:
         """Return u -> J^T u at ``blocks``: by turned kernels and the signs of ReLU, a third faster than autograd."""
-        hidden, passed = self._first(blocks.to(kernels[0].dtype), told), []
+        precision = kernels[0].dtype
+        hidden, passed = self._first(blocks.to(precision), told), []
         for layer, kernel in zip(self.layers()[:-1], kernels[:-1], strict=True):
-            hidden = F.relu_(F.conv2d(hidden, kernel, layer.bias, padding=kernel.shape[-1] // 2))
+            bias = None if layer.bias is None else layer.bias.to(precision)
+            hidden = F.relu_(F.conv2d(hidden, kernel, bias, padding=kernel.shape[-1] // 2))
             passed.append(hidden > 0)
         turned = [k.transpose(0, 1).flip(2, 3).contiguous(memory_format=torch.channels_last) for k in kernels]
 
         def product(vector: Tensor) -> Tensor:
+            vector = vector.to(precision)
             for kernel, mask in zip(reversed(turned), [*reversed(passed), None], strict=True):
                 vector = F.conv2d(vector, kernel, padding=kernel.shape[-1] // 2)
                 if mask is not None:
                     vector *= mask
-            return vector[:, : blocks.shape[1]]  # not to the noise map
+            return vector[:, : blocks.shape[1]].to(blocks.dtype)  # not to the noise map
 
         return product
 

@@ -138,7 +138,7 @@ class SparseDenoiser(nn.Module):
             )
         self.settings = settings
         self.prior_dtype = torch.float32
-        """What the prior computes in; everything else is float32. 16 bits are for inference only."""
+        """What the prior computes in; everything else, weights and gradients too, is float32."""
         self.prior = _make_prior(bands, settings.prior)
         self.log_b = nn.Parameter(torch.tensor(math.log(settings.b)))
         if settings.map == "full":
@@ -222,7 +222,7 @@ class SparseDenoiser(nn.Module):
             Source (on the CPU) of each block's random probe of `jacobian_penalty`; without one it is not computed.
         """
         if self.settings.map == "prior":
-            estimate = to_blocks(self._fixed_prior(noisy)(to_spectra(noisy)), *noisy.shape[2:])
+            estimate = self.prior_alone(noisy)
             return Denoised(estimate=estimate, solution=_applied_once(estimate))
         f = self.iteration(noisy)
         solution = equilibrium(f, f.start(), self.settings.solver, self.settings.adjoint, on_backward)
@@ -233,6 +233,10 @@ class SparseDenoiser(nn.Module):
             jacobian = jacobian_penalty(f, solution.state, random.to(noisy.device))
         estimate = to_blocks(f.observe(solution.state), *noisy.shape[2:])
         return Denoised(estimate=estimate, solution=solution, iteration=f, jacobian=jacobian)
+
+    def prior_alone(self, noisy: Tensor) -> Tensor:
+        """Denoise blocks ``noisy (block, band, y, x)`` by the prior only, once: what (12) trains."""
+        return to_blocks(self._fixed_prior(noisy)(to_spectra(noisy)), *noisy.shape[2:])
 
     @torch.no_grad()
     def spectral_radius(self, noisy: Tensor) -> Tensor:

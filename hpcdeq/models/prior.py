@@ -57,7 +57,7 @@ class Prior(nn.Module, ABC):
     def transpose_at(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Callable[[Tensor], Tensor]:
         """Return u -> J^T u, J the Jacobian of `network` at ``blocks``: by autograd, unless overridden."""
         fixed = [kernel.detach() for kernel in kernels]
-        return transpose_by_autograd(lambda point: self.network(point, fixed, told), blocks)
+        return transpose_by_autograd(lambda point: self.network(point, fixed, told).to(blocks.dtype), blocks)
 
     def tell(self, noisy: Tensor) -> Tensor:
         """Return what `network` is ``told (block, n)`` of the noisy blocks that are denoised: nothing, unless overridden."""

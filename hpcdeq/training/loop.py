@@ -109,6 +109,7 @@ class _Trainer:
         if config.training.start_from is None:  # learnt by one process, read by all
             team.first(lambda: data.dictionary_of(config, train_scenes, run))
         self.model = start.first_model(config, train_scenes, run).to(team.device)
+        self.model.prior_dtype = getattr(torch, self.settings.precision)
         self.at = Position()
         self.adjoint: Solution | None = None
         folder = run / "checkpoints"

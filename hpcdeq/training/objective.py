@@ -58,7 +58,7 @@ class Objective(nn.Module):
     ) -> Outcome:
         """Denoise blocks ``(block, band, y, x)`` and compare them with the clean ones."""
         if self.prior_only:
-            estimate = self.model.prior(noisy)
+            estimate = self.model.prior_alone(noisy)
             return Outcome(loss=F.mse_loss(estimate, clean), estimate=estimate, solution=None, jacobian=None)
         denoised = self.model(noisy, on_backward, probe)
         loss = F.mse_loss(denoised.estimate, clean)

@@ -272,3 +272,29 @@ def test_a_dictionary_file_gives_back_the_dictionary(tmp_path: Path) -> None:
         load_dictionary(tmp_path / "x")
     with pytest.raises(ModelFileError, match="no dictionary at"):
         load_dictionary(tmp_path / "y")
+
+
+@pytest.mark.parametrize(
+    "prior", [CnnSettings(layers=3, filters=8, norm="conv"), Qrnn3dSettings(kind="qrnn3d", filters=4)]
+)
+@pytest.mark.parametrize("map_", ["fast", "full"])
+@pytest.mark.parametrize("adjoint", [Unrolled(), Implicit(solver=Picard(iterations=15, tolerance=0))])
+def test_a_prior_in_16_bits_learns_by_nearly_the_same_float32_gradient(
+    prior: PriorSettings, map_: str, adjoint: Unrolled | Implicit
+) -> None:
+    solver = Picard(iterations=15, tolerance=0)
+    denoiser = model(map=map_, prior=prior, b=1.0, solver=solver, adjoint=adjoint)
+    clean = blocks(2)
+    noisy = clean + 0.1 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(4))
+    gradients = []
+    for precision in (torch.float32, torch.bfloat16):
+        denoiser.prior_dtype = precision
+        loss = (denoiser(noisy).estimate - clean).square().mean()
+        parameters = [p for p in denoiser.parameters() if p.requires_grad and p is not denoiser.log_b]
+        if map_ == "full":
+            parameters = [p for p in parameters if p is not denoiser.log_mu]
+        found = torch.autograd.grad(loss, parameters)
+        assert all(g.dtype == torch.float32 for g in found)
+        gradients.append(torch.cat([g.flatten() for g in found]))
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+    assert not torch.equal(*gradients), "it did compute in 16 bits"
