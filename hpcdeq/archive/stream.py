@@ -24,6 +24,8 @@ from hpcdeq.tiling import Window
 
 T = TypeVar("T")
 
+OnBadChunk = Literal["stop", "skip"]
+
 _QUEUE = 4  # batches that wait for the consumer
 # Last word of a key: what the numbers are for, so that no two uses share a sequence.
 _ORDER, _OFFSET, _SHUFFLE = 1, 2, 3
@@ -112,7 +114,7 @@ class PatchStream:
         workers: int = 2,
         rank: int = 0,
         world_size: int = 1,
-        on_bad_chunk: Literal["stop", "skip"] = "stop",
+        on_bad_chunk: OnBadChunk = "stop",
     ) -> None:
         bands = {scene.shape[0] for scene in scenes}
         if len(bands) != 1:

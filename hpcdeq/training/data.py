@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hpcdeq.archive import Scene, open_archive
-from hpcdeq.archive.stream import Batch, PatchStream
+from hpcdeq.archive.stream import Batch, OnBadChunk, PatchStream
 from hpcdeq.cluster.group import Team
 from hpcdeq.config import TrainConfig
 from hpcdeq.console import say
-from hpcdeq.errors import ConfigError, HpcdeqError
+from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
 from hpcdeq.models import load_dictionary, save_dictionary
 from hpcdeq.noise import generator, stable_hash
 from hpcdeq.sparse import KSvdSettings
@@ -23,6 +24,7 @@ from hpcdeq.training.shared_ksvd import learn_shared, own_part
 
 _HELD_OUT = 10  # every tenth scene
 _PIXELS = 20_000  # spectra a dictionary is learnt from
+_SHARDS = 4  # of a scene, that spectra are taken from
 _DICTIONARY, _VALIDATION = 11, 12  # what a key is for
 _ALONE = Team(0, 1, torch.device("cpu"))
 
@@ -105,7 +107,13 @@ def as_tensors(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def validation_batches(config: TrainConfig, scenes: list[Scene]) -> list[tuple[Tensor, Tensor]]:
-    """Return the same few blocks of the validation scenes, with the same noise, every time and in every process."""
+    """Return the same few blocks of the validation scenes, with the same noise, every time and in every process.
+
+    Raises
+    ------
+    ConfigError
+        If none can be read.
+    """
     stream = PatchStream(
         scenes,
         block=config.model.block,
@@ -114,16 +122,24 @@ def validation_batches(config: TrainConfig, scenes: list[Scene]) -> list[tuple[T
         degradation=config.noise,
         augment=False,
         workers=config.data.workers,
+        on_bad_chunk=config.data.on_bad_chunk,
     )
     left = config.data.val_blocks
     chosen = []
     batches = stream.batches(epoch=0)
     for batch in batches:
         clean, noisy = as_tensors(batch)
-        chosen.append((clean[:left], noisy[:left]))
+        if len(clean):
+            chosen.append((clean[:left], noisy[:left]))
         left -= clean.shape[0]
         if left <= 0:
             break
+    if not chosen:
+        raise ConfigError(
+            f"no block of the validation scenes can be read: {', '.join(sorted(stream.left_out))}"
+        )
+    for line in sorted(stream.left_out):
+        say(f"left out of validation: {line}")
     return chosen
 
 
@@ -136,7 +152,7 @@ def dictionary_of(config: TrainConfig, scenes: list[Scene], run: Path) -> Tensor
         if not kept.is_file():
             say(f"learning a dictionary of {config.dictionary.atoms} atoms from {len(scenes)} scenes")
             try:
-                learnt = learn_from_scenes(scenes, config.dictionary)
+                learnt = learn_from_scenes(scenes, config.dictionary, on_bad_chunk=config.data.on_bad_chunk)
             except HpcdeqError:
                 raise
             except ValueError as error:
@@ -150,17 +166,23 @@ def dictionary_of(config: TrainConfig, scenes: list[Scene], run: Path) -> Tensor
     return dictionary
 
 
-def learn_from_scenes(scenes: list[Scene], settings: KSvdSettings, team: Team = _ALONE) -> Tensor:
+def learn_from_scenes(
+    scenes: list[Scene], settings: KSvdSettings, team: Team = _ALONE, on_bad_chunk: OnBadChunk = "stop"
+) -> Tensor:
     """Learn a dictionary by K-SVD from spectra sampled evenly over the scenes, without their masked pixels.
 
     Raises
     ------
+    SceneError
+        If a chunk cannot be read and ``on_bad_chunk`` is ``stop``; with ``skip`` it is named, and others take its place.
     ConfigError
         If the scenes have too few spectra or bands for these settings.
     """
     share = -(-_PIXELS // len(scenes))
     none = np.empty((0, scenes[0].shape[0]), np.float32)  # where there are more processes than scenes
-    own = [_sample(scene, share, settings.seed) for scene in scenes[own_part(len(scenes), team)]]
+    own = [
+        _sample(scene, share, settings.seed, on_bad_chunk) for scene in scenes[own_part(len(scenes), team)]
+    ]
     signals = torch.from_numpy(np.concatenate([none, *own]))
     try:
         return learn_shared(signals, settings, team).dictionary
@@ -168,13 +190,22 @@ def learn_from_scenes(scenes: list[Scene], settings: KSvdSettings, team: Team = 
         raise ConfigError(f"no dictionary can be learnt from these scenes: {error}") from error
 
 
-def _sample(scene: Scene, count: int, seed: int) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def _sample(
+    scene: Scene, count: int, seed: int, on_bad_chunk: OnBadChunk
+) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
     """Draw ``count`` spectra (pixel, band) from at most four shards of a scene."""
     rng = generator(seed, stable_hash(scene.name), _DICTIONARY)
     shards = list(scene.shards())
-    chosen = [shards[i] for i in sorted(rng.permutation(len(shards))[:4])]
-    spectra = []
-    for shard in chosen:
-        pixels = scene.read(shard)[:, scene.valid_mask(shard)].T
-        spectra.append(pixels[rng.permutation(len(pixels))[: -(-count // len(chosen))]])
-    return np.concatenate(spectra)
+    found: dict[int, NDArray[np.float32]] = {}
+    for i in rng.permutation(len(shards)):
+        try:
+            found[i] = scene.read(shards[i])[:, scene.valid_mask(shards[i])].T
+        except SceneError as error:
+            if on_bad_chunk == "stop":
+                raise
+            say(f"left out of what the dictionary is learnt from: {error}")
+        if len(found) == _SHARDS:
+            break
+    share = -(-count // max(len(found), 1))
+    spectra = [found[i][rng.permutation(len(found[i]))[:share]] for i in sorted(found)]
+    return np.concatenate([np.empty((0, scene.shape[0]), np.float32), *spectra])

@@ -233,9 +233,5 @@ def test_a_damaged_chunk_ends_all_and_is_named(clean: Path, tmp_path: Path) -> N
     assert all(code == 1 for code, _, _ in ended), ended
     last = [said.splitlines()[-1] for _, _, said in ended]
     assert any("scene1: cannot read rows" in line for line in last)
-    atoms = f"dictionary={tmp_path / 'atoms.safetensors'}"
-    learn = ["dictionary", str(clean), "--atoms", "20", "--sparsity", "2", "--out", atoms.split("=")[1]]
-    subprocess.run([sys.executable, "-m", "hpcdeq", *learn], check=True, capture_output=True)
-    settings = [s for s in SETTINGS if not s.startswith("dictionary.")]
-    train(2, archive.path, tmp_path / "skipped", "data.on_bad_chunk=skip", atoms, base=settings)
+    train(2, archive.path, tmp_path / "skipped", "data.on_bad_chunk=skip")
     assert "scene1: cannot read rows" in (tmp_path / "skipped/bad_chunks.txt").read_text()
