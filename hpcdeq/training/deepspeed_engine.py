@@ -146,30 +146,27 @@ class DeepSpeedEngine(Engine):
                 moments = {key: given[key].to(inner.device, copy=True).view_as(inner) for key in MOMENTS}
                 self._adam.state[inner] = {"step": given["step"].clone(), **moments}
             return
-        # DeepSpeed lays it out at the first step: here one with a gradient of zero, which changes no parameter.
-        size = self.model.settings.block
-        grey = torch.full((1, self.model.bands, size, size), 0.5, device=self.model.device)
-        with self.accumulating(last=True):
-            self.backward(0.0 * self.objective(grey, grey).loss)
-        self._engine.step()
         step = next(iter(adam.values()))["step"]
-        for state in self._adam.state.values():
-            state["step"].copy_(step)
+        for flat in self._flat():
+            zeros = {key: torch.zeros_like(flat) for key in MOMENTS}
+            self._adam.state[flat] = {"step": step.clone(), **zeros}
         self._link()
         for parameter, inner in self._inner:
             for key in MOMENTS:
                 value = adam[self.names[parameter]][key].to(inner.device)
                 self._give(inner, value, key)
 
+    def _flat(self) -> list[Tensor]:
+        """What Adam works on from stage 1 on: this process's part of the parameters, as long vectors."""
+        if self._stage == _DIVIDES_PARAMETERS:
+            return list(self._engine.optimizer.fp32_partitioned_groups_flat)
+        return [group["params"][0] for group in self._adam.param_groups]
+
     def _link(self) -> None:
         """Tell each parameter of stages 1 and 2 where Adam's memory of it lies: DeepSpeed does so for the first group only."""
         if self._stage in (1, 2):
-            for parameters, group in zip(
-                self._engine.optimizer.bit16_groups, self._adam.param_groups, strict=True
-            ):
-                self._deepspeed.utils.lazy_init_hp_params_optimizer_state(
-                    parameters, group["params"][0], self._adam.state
-                )
+            for parameters, flat in zip(self._engine.optimizer.bit16_groups, self._flat(), strict=True):
+                self._deepspeed.utils.lazy_init_hp_params_optimizer_state(parameters, flat, self._adam.state)
 
     def _send(self) -> None:
         """Give DeepSpeed's copy, and its masters, what `after_step` has changed in the model."""

@@ -68,7 +68,7 @@ def start(engine: EngineConfig, model: SparseDenoiser, state: dict[str, Any] | N
     groups = [
         {"params": list(model.prior.parameters()), "lr": 1e-3},
         {"params": list(model.scalars.values()), "lr": 1e-2},
-        {"params": [model.atoms], "lr": 1e-3},
+        {"params": [model.atoms], "lr": 0.05},  # so that their norms need restoring
     ]
     return new_engine(engine, Objective(model, 1, 0.0), groups, CLIP, state, team)
 

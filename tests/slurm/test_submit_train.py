@@ -59,9 +59,7 @@ def losses(run: Path) -> torch.Tensor:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("model", MODELS)
-def test_three_nodes_learn_what_one_process_does(
-    lab: Lab, archive: Path, tmp_path: Path, model: str
-) -> None:
+def test_three_nodes_learn_what_one_process_does(lab: Lab, archive: Path, tmp_path: Path, model: str) -> None:
     def submit(name: str, *options: str) -> str:
         command = [sys.executable, "-m", "hpcdeq", "submit", "train", f"run={tmp_path / name}"]
         settings = [f"data.train={archive}", *SETTINGS, *MODELS[model]]
