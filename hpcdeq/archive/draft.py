@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +14,7 @@ from numpy.typing import NDArray
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from hpcdeq.archive import layout
-from hpcdeq.archive.layout import RADIANCE, SHARD_CHECKSUM, SceneHeader
+from hpcdeq.archive.layout import FINGERPRINT, RADIANCE, SHARD_CHECKSUM, SceneHeader
 from hpcdeq.archive.scene import Scene, crc32c_of
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window
@@ -28,10 +30,15 @@ _WRITE_ZEROS: Any = {"write_empty_chunks": True}
 class SceneDraft:
     """A scene being written aside. Only whole shards can be written; `publish` makes it visible in one step."""
 
-    def __init__(self, archive: Archive, name: str, header: SceneHeader, path: Path) -> None:
+    def __init__(
+        self, archive: Archive, name: str, header: SceneHeader, path: Path, fingerprint: str | None = None
+    ) -> None:
         self.archive = archive
         self.name = name
         self.path = path
+        self.fingerprint = fingerprint
+        if fingerprint is not None:
+            header = replace(header, attributes={**header.attributes, FINGERPRINT: fingerprint})
         if not path.exists():
             making = archive.attempt(name)
             _create(making, header)
@@ -65,37 +72,58 @@ class SceneDraft:
         self._array(layout.VALID_MASK)[window.slices] = valid.astype(np.uint8)
 
     def attach(self, name: str, dimensions: tuple[str, ...], values: NDArray[Any]) -> None:
-        """Put a small array beside the pixels."""
-        self._writable.create_array(
-            name,
-            data=values,
-            dimension_names=dimensions,
-            overwrite=True,
-            config=_WRITE_ZEROS,
+        """Put a small array beside the pixels, in one step; one that is there already stays."""
+        aside = self.archive.attempt(self.name)
+        zarr.create_group(aside, zarr_format=3).create_array(
+            name, data=values, dimension_names=dimensions, config=_WRITE_ZEROS
         )
+        with contextlib.suppress(FileExistsError, OSError):
+            (aside / name).rename(self.path / name)
+        shutil.rmtree(aside)
 
     def publish(self) -> None:
         """Write the checksums of all shards and move the scene into the archive, in place of one of that name.
+
+        Several processes that write one scene may all do so: the first makes it visible, the others find it done.
 
         Raises
         ------
         SceneError
             If a shard was never written.
         """
+        if self._is_visible():
+            return
         edge_y, edge_x = self.scene.shard_shape
         sums = np.zeros(self._array(SHARD_CHECKSUM).shape, np.uint32)
         for window in self.scene.shards():
             file = self.scene.shard_path(window)
             if not file.is_file():
+                if self._is_visible():
+                    return
                 raise SceneError(f"scene {self.name}: shard {file.relative_to(self.path)} was not written")
             sums[window.y0 // edge_y, window.x0 // edge_x] = crc32c_of(file)
         self._array(SHARD_CHECKSUM)[...] = sums
+        if self._is_visible():
+            return
         target = self.archive.path / self.name
         replaced = self.archive.attempt(self.name)
         if target.exists():
             target.rename(replaced)
-        self.path.rename(target)
+        try:
+            self.path.rename(target)
+        except FileNotFoundError:
+            if self.fingerprint is None:
+                raise
+            if not target.exists() and replaced.exists():  # it was what the other had just made visible
+                replaced.rename(target)
         shutil.rmtree(replaced, ignore_errors=True)
+
+    def _is_visible(self) -> bool:
+        """Whether another process has made the scene visible; what this one wrote here since then goes."""
+        visible = self.fingerprint is not None and self.archive.fingerprint(self.name) == self.fingerprint
+        if visible:
+            self.discard()
+        return visible
 
     def discard(self) -> None:
         """Remove the draft."""

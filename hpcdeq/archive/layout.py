@@ -19,6 +19,7 @@ RADIANCE = "radiance"
 WAVELENGTH = "wavelength"
 FWHM = "fwhm"
 VALID_MASK = "valid_mask"
+FINGERPRINT = "hpcdeq_fingerprint"  # attribute of a scene that several processes may write: of what is in it
 SHARD_CHECKSUM = "shard_checksum"
 CODES = "codes"
 SUPPORT = "support"

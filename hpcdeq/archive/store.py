@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import socket
@@ -64,9 +65,31 @@ class Archive:
         """Begin a scene of your own: aside, under a name that no other process uses."""
         return SceneDraft(self, name, header, self.attempt(name))
 
-    def shared_draft(self, name: str, header: SceneHeader, key: str) -> SceneDraft:
-        """Begin, or go on with, a scene that is written over several runs: ``key`` tells what will be in it."""
-        return SceneDraft(self, name, header, self.staging / f"{layout.check_name(name)}@{key}")
+    def shared_draft(self, name: str, header: SceneHeader, fingerprint: str) -> SceneDraft:
+        """Begin, or go on with, a scene that is written over several runs, or by several processes.
+
+        ``fingerprint`` tells what will be in it.
+        """
+        path = self.staging / f"{layout.check_name(name)}@{fingerprint}"
+        return SceneDraft(self, name, header, path, fingerprint)
+
+    def fingerprint(self, name: str) -> str | None:
+        """Return that of a complete scene that was made from a shared draft; None if there is none."""
+        try:
+            attributes = json.loads((self.path / layout.check_name(name) / "zarr.json").read_text())[
+                "attributes"
+            ]
+        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+            return None
+        found = attributes.get(layout.FINGERPRINT)
+        return found if isinstance(found, str) else None
+
+    def remove(self, name: str) -> None:
+        """Remove a complete scene, if there is one."""
+        aside = self.attempt(name)
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / layout.check_name(name)).rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
 
     def attempt(self, name: str) -> Path:
         """Path in the staging folder that no other process uses; it tells whose it is."""

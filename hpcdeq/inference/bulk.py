@@ -1,13 +1,21 @@
-"""Denoise an archive into another: unit by unit, each recorded when it is written, each scene visible when complete."""
+"""Denoise an archive into another: unit by unit, each recorded when it is written, each scene visible when complete.
+
+Any number of workers do it together without talking to each other: each computes its share of the plan, and whoever records
+the last unit of a scene makes it visible. Two copies of one worker do no harm: they write the same bytes.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
@@ -17,15 +25,24 @@ from hpcdeq.archive.scene import crc32c_of
 from hpcdeq.console import Bar, say
 from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
 from hpcdeq.inference.ledger import Ledger, Record
-from hpcdeq.inference.tiles import Convergence, DenoiseSettings, TileSolution, denoise_window, prepare
+from hpcdeq.inference.plan import ScenePlan, Unit, share_of
+from hpcdeq.inference.tiles import (
+    Convergence,
+    DenoisedWindow,
+    DenoiseSettings,
+    NoisyWindow,
+    TileSolution,
+    denoise_windows,
+    prepare,
+)
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.models.files import read_card
 from hpcdeq.tiling import Window, cells_along, partition
 
-_UNIT_SHARDS = (
-    2  # edge of a unit: fewer tiles cross unit borders, and are computed twice, than with single shards
-)
-FINGERPRINT = "hpcdeq_fingerprint"
+T = TypeVar("T")
+U = TypeVar("U")
+
+_AHEAD, _BEHIND = 2, 2  # units that are read ahead, and that wait to be written
 
 
 @dataclass(kw_only=True)
@@ -46,9 +63,16 @@ class DenoiseReport:
 
 
 def denoise_archive(
-    archive: Archive, model_folder: Path, out: Path, settings: DenoiseSettings, *, overwrite: bool = False
+    archive: Archive,
+    model_folder: Path,
+    out: Path,
+    settings: DenoiseSettings,
+    *,
+    overwrite: bool = False,
+    worker: int = 0,
+    workers: int = 1,
 ) -> DenoiseReport:
-    """Denoise every scene of an archive.
+    """Denoise every scene of an archive, or a worker's share of it.
 
     A run that was killed goes on where it stood when it is started again; it loses the units in flight.
 
@@ -63,7 +87,9 @@ def denoise_archive(
     settings
         How to apply the model.
     overwrite
-        Denoise also scenes that are there already.
+        Denoise also scenes that are there already; for a single worker.
+    worker, workers
+        Which of how many workers this is, from 0.
 
     Raises
     ------
@@ -80,73 +106,110 @@ def denoise_archive(
         )
     denoised = open_archive(out, create=True)
     denoised.sweep()
-    job = _Job(model, read_card(model_folder)["weights_sha256"], settings, denoised, overwrite)
-    report = DenoiseReport()
-    names = archive.names()
-    with Bar("denoise", len(names)) as bar:
-        for name in names:
-            try:
-                scene = archive[name]
-                convergence = job.denoise(scene, bar.note)
-            except HpcdeqError as error:
-                report.failed[name] = str(error)
-                say(f"{name}: {error}")
-            else:
-                (report.skipped if convergence is None else report.done).append(name)
-                report.convergence += convergence or Convergence()
-                if settings.codes and convergence is not None:
-                    report.code_bytes += denoised[name].code_bytes
-                    report.pixel_bytes += 4 * math.prod(scene.shape)
-            bar.advance()
+    run = _Run(archive, model, read_card(model_folder)["weights_sha256"], settings, denoised)
+    run.plan()
+    if overwrite:
+        run.forget()
+    run.denoise(worker, workers)
     denoised.close()
-    return report
+    return run.report
 
 
-class _Job:
-    """One model and one output archive."""
+class _Run:
+    """One worker's run: one model, one input and one output archive."""
 
     def __init__(
-        self, model: SparseDenoiser, weights: str, settings: DenoiseSettings, out: Archive, overwrite: bool
+        self, archive: Archive, model: SparseDenoiser, weights: str, settings: DenoiseSettings, out: Archive
     ) -> None:
+        self.archive, self.out = archive, out
         self.model, self.weights, self.settings = model, weights, settings
-        self.out, self.overwrite = out, overwrite
-        self.ledger = out.path.with_name(f"{out.path.name}.ledger")
+        self.ledger = Ledger(out.path)
+        self.report = DenoiseReport()
+        self.scenes: dict[str, Scene] = {}
+        self.plans: list[ScenePlan] = []
+        self._drafts: dict[str, SceneDraft] = {}
+        self._lock = threading.RLock()
 
-    def denoise(self, scene: Scene, note: Callable[[str], None]) -> Convergence | None:
-        """Denoise one scene; None if it was there already."""
+    def plan(self) -> None:
+        """Open every scene; those that cannot be denoised are failures."""
+        for name in self.archive:
+            try:
+                scene = self.archive[name]
+                self.plans.append(self._plan_of(scene))
+            except HpcdeqError as error:
+                self._fail(name, error)
+            else:
+                self.scenes[name] = scene
+
+    def forget(self) -> None:
+        """Let all scenes be denoised again."""
+        for plan in self.plans:
+            self.ledger.forget(plan)
+            self.out.remove(plan.name)
+
+    def denoise(self, worker: int, workers: int) -> None:
+        """Compute this worker's share: units are read ahead, computed, and written behind."""
+        own = share_of(self.plans, worker, workers)
+        visible = {plan.name: self._is_visible(plan) for plan in {unit.scene for unit in own}}
+        self.report.skipped = [name for name in self.scenes if visible.get(name)]
+        begun: deque[Unit] = deque()
+        with (
+            Bar("denoise", len(own)) as bar,
+            ThreadPoolExecutor(_AHEAD) as readers,
+            ThreadPoolExecutor(_BEHIND) as writers,
+        ):
+
+            def missing() -> Iterator[Unit]:
+                for unit in own:
+                    bar.note(f"{unit.scene.name} rows {unit.window.y0}:, columns {unit.window.x0}:")
+                    if visible[unit.scene.name] or self._is_written(unit):
+                        bar.advance()
+                    else:
+                        yield unit
+
+            def inputs() -> Iterator[NoisyWindow]:
+                for unit, read in _ahead(readers, self._read, missing(), _AHEAD):
+                    try:
+                        noisy = read.result()
+                    except SceneError as error:
+                        self._fail(unit.scene.name, error)
+                        bar.advance()
+                    else:
+                        begun.append(unit)
+                        yield noisy
+
+            found = (
+                (begun.popleft(), window) for window in denoise_windows(self.model, inputs(), self.settings)
+            )
+            for _, written in _ahead(writers, lambda pair: self._write(*pair), found, _BEHIND):
+                written.result()
+                bar.advance()
+        for plan in dict.fromkeys(unit.scene for unit in own):
+            if not visible[plan.name]:
+                self._finish(plan)
+                if self._is_visible(plan):
+                    self.report.done.append(plan.name)
+
+    def _plan_of(self, scene: Scene) -> ScenePlan:
         if scene.shape[0] != self.model.bands:
             raise SceneError(
                 f"{scene.shape[0]} bands, but the model knows {self.model.bands}; train one for this sensor"
             )
-        fingerprint = self.fingerprint(scene)
-        ledger = Ledger(self.ledger, scene.name, fingerprint)
-        if self.overwrite:
-            ledger.clear()
-        elif scene.name in self.out:
-            if self.out[scene.name].attributes.get(FINGERPRINT) == fingerprint:
-                return None
-            say(f"{scene.name}: denoised before with another model, settings or input; denoising it again")
-        draft = self.out.shared_draft(scene.name, self._header(scene, fingerprint), fingerprint)
-        tiles: dict[tuple[int, int], TileSolution] = {}  # units share those at their borders
-        units = list(_units(scene))
-        for i, unit in enumerate(units, start=1):
-            record = ledger.read(unit)
-            if record is None or not _intact(draft, record):
-                record = self._compute(scene, unit, draft)
-                ledger.write(record)
-            tiles |= {(tile.y0, tile.x0): tile for tile in record.tiles}
-            note(f"{scene.name} unit {i}/{len(units)}")
-        self._attach(draft, scene, tiles)
-        draft.publish()
-        return Convergence.of(tiles.values())
+        return ScenePlan(
+            name=scene.name,
+            fingerprint=self._fingerprint(scene),
+            extent=scene.extent,
+            shard_shape=scene.shard_shape,
+            block=self.model.settings.block,
+            overlap=self.settings.overlap_of(self.model),
+        )
 
-    def fingerprint(self, scene: Scene) -> str:
+    def _fingerprint(self, scene: Scene) -> str:
         """Digest of all that decides the bytes of a denoised scene."""
-        solver = self.model.settings.solver
         what = {
-            "ledger": 3,
+            "ledger": 4,
             "weights": self.weights,
-            "solver": asdict(solver),
+            "solver": asdict(self.model.settings.solver),
             "precision": self.settings.precision,
             "overlap": self.settings.overlap_of(self.model),
             "codes": self.settings.codes,
@@ -156,22 +219,72 @@ class _Job:
         }
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
 
-    def _compute(self, scene: Scene, unit: Window, draft: SceneDraft) -> Record:
-        found = denoise_window(self.model, scene.read, scene.extent, unit, self.settings)
-        if scene.has_mask:
-            valid = scene.valid_mask(unit)
-            found.values[:, ~valid] = 0.0
-            draft.write_mask(unit, valid)
-        draft.write(unit, found.values)
-        arrays = [RADIANCE]
-        if found.codes is not None:
-            draft.write_codes(unit, found.codes)
-            arrays.append(CODES)
-        files = [file for array in arrays for file in _files(draft, unit, array)]
-        sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
-        return Record(window=unit, checksums=sums, tiles=found.tiles)
+    def _is_visible(self, plan: ScenePlan) -> bool:
+        return self.out.fingerprint(plan.name) == plan.fingerprint
 
-    def _attach(self, draft: SceneDraft, scene: Scene, tiles: dict[tuple[int, int], TileSolution]) -> None:
+    def _is_written(self, unit: Unit) -> bool:
+        """Whether a unit is recorded, and its files are on disk as they were written."""
+        record = self.ledger.read(unit)
+        if record is None:
+            return False
+        files = {self._draft(unit.scene).path / name: sum_ for name, sum_ in record.checksums.items()}
+        return all(file.is_file() and crc32c_of(file) == sum_ for file, sum_ in files.items())
+
+    def _read(self, unit: Unit) -> NoisyWindow:
+        pixels = self.scenes[unit.scene.name].read(unit.reach)
+        return NoisyWindow(extent=unit.scene.extent, window=unit.window, pixels=pixels)
+
+    def _write(self, unit: Unit, found: DenoisedWindow) -> None:
+        """Write and record a unit, and make its scene visible if it was the last."""
+        scene, draft, window = self.scenes[unit.scene.name], self._draft(unit.scene), unit.window
+        arrays = [RADIANCE]
+        if scene.has_mask:
+            valid = scene.valid_mask(window)
+            found.values[:, ~valid] = 0.0
+            draft.write_mask(window, valid)
+        draft.write(window, found.values)
+        if found.codes is not None:
+            draft.write_codes(window, found.codes)
+            arrays.append(CODES)
+        files = [file for array in arrays for file in _files(draft, window, array)]
+        sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
+        self.ledger.write(unit, Record(checksums=sums, tiles=found.tiles))
+        self._finish(unit.scene)
+
+    def _finish(self, plan: ScenePlan) -> None:
+        """Make a scene visible if all of its units are recorded and nobody has done so."""
+        with self._lock:
+            if not self.ledger.finished(plan) or self._is_visible(plan):
+                return
+            records = [self.ledger.read(unit) for unit in plan.units()]
+            # Units share the tiles at their borders.
+            tiles = {(tile.y0, tile.x0): tile for record in records if record for tile in record.tiles}
+            draft = self._drafts.pop(plan.name, None) or self._draft(plan)
+            self._attach(draft, plan, tiles)
+            draft.publish()
+            self.report.convergence += Convergence.of(tiles.values())
+            if self.settings.codes:
+                self.report.code_bytes += self.out[plan.name].code_bytes
+                self.report.pixel_bytes += 4 * math.prod(self.scenes[plan.name].shape)
+
+    def _draft(self, plan: ScenePlan) -> SceneDraft:
+        with self._lock:
+            if plan.name not in self._drafts:
+                if self.out.fingerprint(plan.name) not in (None, plan.fingerprint):
+                    say(
+                        f"{plan.name}: denoised before with another model, settings or input; denoising it again"
+                    )
+                header = self._header(self.scenes[plan.name])
+                self._drafts[plan.name] = self.out.shared_draft(plan.name, header, plan.fingerprint)
+            return self._drafts[plan.name]
+
+    def _fail(self, name: str, error: HpcdeqError) -> None:
+        if name not in self.report.failed:
+            say(f"{name}: {error}")
+        self.report.failed[name] = str(error)
+        self.ledger.fail(name, str(error))
+
+    def _attach(self, draft: SceneDraft, plan: ScenePlan, tiles: dict[tuple[int, int], TileSolution]) -> None:
         """Keep beside the pixels how each tile was solved, for people to look at, and what its codes mean."""
         rows, columns = (sorted({place[axis] for place in tiles}) for axis in (0, 1))
         grid = [[tiles[y, x] for x in columns] for y in rows]
@@ -183,16 +296,16 @@ class _Job:
             draft.attach(f"tile_{name}", places, values)
         if not self.settings.codes:
             return
-        block, overlap = self.model.settings.block, self.settings.overlap_of(self.model)
-        for name, place, size in zip((CELL_Y, CELL_X), places, scene.shape[1:], strict=True):
-            firsts = [first for first, _ in cells_along(size, block, overlap).values()]
+        size = (plan.extent.height, plan.extent.width)
+        for name, place, length in zip((CELL_Y, CELL_X), places, size, strict=True):
+            firsts = [first for first, _ in cells_along(length, plan.block, plan.overlap).values()]
             draft.attach(name, (place,), np.array(firsts))
         draft.attach(DICTIONARY, ("band", "atom"), self.model.atoms.detach().cpu().numpy())
         if grid[0][0].support:
             supports = np.array([[tile.support for tile in row] for row in grid], np.int32)
             draft.attach(SUPPORT, (*places, "code"), supports)
 
-    def _header(self, scene: Scene, fingerprint: str) -> SceneHeader:
+    def _header(self, scene: Scene) -> SceneHeader:
         return SceneHeader(
             shape=scene.shape,
             dtype=np.dtype(np.float32),
@@ -202,7 +315,6 @@ class _Job:
             codes=self.model.code_count if self.settings.codes else 0,
             attributes={
                 **scene.attributes,
-                FINGERPRINT: fingerprint,
                 "denoised_with": {
                     "weights_sha256": self.weights,
                     "overlap": self.settings.overlap_of(self.model),
@@ -212,19 +324,19 @@ class _Job:
         )
 
 
-def _units(scene: Scene) -> Iterator[Window]:
-    """Cut a scene into units of whole shards."""
-    edge_y, edge_x = scene.shard_shape
-    return partition(scene.shape[1], scene.shape[2], _UNIT_SHARDS * edge_y, _UNIT_SHARDS * edge_x)
+def _ahead(
+    pool: ThreadPoolExecutor, work: Callable[[T], U], items: Iterable[T], most: int
+) -> Iterator[tuple[T, Future[U]]]:
+    """Work on items in a pool, at most some ahead of what is asked for; in their order."""
+    begun: deque[tuple[T, Future[U]]] = deque()
+    for item in items:
+        begun.append((item, pool.submit(work, item)))
+        if len(begun) > most:
+            yield begun.popleft()
+    yield from begun
 
 
 def _files(draft: SceneDraft, unit: Window, array: str) -> list[Path]:
     """Shard files of a unit of an array."""
     shards = partition(unit.height, unit.width, *draft.scene.shard_shape)
     return [draft.scene.shard_path(shard.shift(unit.y0, unit.x0), array) for shard in shards]
-
-
-def _intact(draft: SceneDraft, record: Record) -> bool:
-    """Whether the shards of a finished unit are on disk as they were written."""
-    files = {draft.path / name: checksum for name, checksum in record.checksums.items()}
-    return all(file.is_file() and crc32c_of(file) == checksum for file, checksum in files.items())

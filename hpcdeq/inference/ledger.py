@@ -1,75 +1,112 @@
-"""The ledger: one small file for every finished unit. It alone says what is done."""
+"""The ledger: one small file for every finished unit, one for every complete scene, one for every scene that failed.
+
+It alone says what is done. It lies beside the output archive, so that a copied archive carries no job state, and every file in
+it is written in one step.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import uuid
 from dataclasses import astuple, dataclass, replace
 from itertools import starmap
 from pathlib import Path
+from typing import Any
 
+from hpcdeq.inference.plan import ScenePlan, Unit
 from hpcdeq.inference.tiles import TileSolution
-from hpcdeq.tiling import Window
 
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """What is known of a finished unit."""
 
-    window: Window
     checksums: dict[str, int]
-    """crc32c of every shard file of the unit, by its path inside the scene."""
+    """crc32c of every file that was written, by its path inside the scene."""
     tiles: list[TileSolution]
     """How each tile of the unit was solved."""
 
 
 class Ledger:
-    """Finished units of one scene under one fingerprint.
+    """What is done of an output archive.
 
     Parameters
     ----------
-    folder
-        Folder of the ledger, beside the output archive: a copied archive carries no job state.
-    scene
-        Name of the scene.
-    fingerprint
-        Digest of model, settings and input: units of another one do not count.
+    out
+        Path of the output archive.
     """
 
-    def __init__(self, folder: Path, scene: str, fingerprint: str) -> None:
-        self.folder = folder / scene / fingerprint
+    def __init__(self, out: Path) -> None:
+        self.folder = out.with_name(f"{out.name}.ledger")
 
-    def read(self, window: Window) -> Record | None:
+    def read(self, unit: Unit) -> Record | None:
         """Return the record of a unit, or None if it is not finished."""
-        try:
-            stored = json.loads(self._path(window).read_text())
-        except FileNotFoundError:
+        stored = _read(self._unit(unit))
+        if stored is None:
             return None
+        tiles = starmap(TileSolution, stored["tiles"])
         return Record(
-            window=window,
             checksums=stored["checksums"],
-            tiles=[
-                replace(tile, support=tuple(tile.support)) for tile in starmap(TileSolution, stored["tiles"])
-            ],
+            tiles=[replace(tile, support=tuple(tile.support)) for tile in tiles],
         )
 
-    def write(self, record: Record) -> None:
-        """Record a finished unit, in one step; its shards must be on disk already."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(record.window)
-        aside = path.with_name(f".{path.name}.{os.getpid()}")
-        with aside.open("w") as file:
-            json.dump(
-                {"checksums": record.checksums, "tiles": [astuple(tile) for tile in record.tiles]}, file
-            )
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+    def write(self, unit: Unit, record: Record) -> None:
+        """Record a finished unit; its shards must be on disk already."""
+        stored = {"checksums": record.checksums, "tiles": [astuple(tile) for tile in record.tiles]}
+        _write(self._unit(unit), stored)
 
-    def clear(self) -> None:
-        """Forget all records."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def finished(self, scene: ScenePlan) -> bool:
+        """Whether all units of a scene have records."""
+        return all(self._unit(unit).is_file() for unit in scene.units())
 
-    def _path(self, window: Window) -> Path:
-        return self.folder / f"{window.y0}-{window.x0}.json"
+    def complete(self, scene: ScenePlan, checksums: dict[str, int]) -> None:
+        """Record the crc32c of all files of a scene that is complete, by their paths inside it."""
+        _write(self._complete(scene.name), {"fingerprint": scene.fingerprint, "checksums": checksums})
+        with contextlib.suppress(FileNotFoundError):
+            self._failed(scene.name).unlink()
+
+    def checksums(self, name: str) -> tuple[str, dict[str, int]] | None:
+        """Return the fingerprint of a complete scene, and the crc32c of all its files; None if there is no such scene."""
+        stored = _read(self._complete(name))
+        return None if stored is None else (stored["fingerprint"], stored["checksums"])
+
+    def fail(self, name: str, reason: str) -> None:
+        """Record why a scene could not be finished; forgotten when it is."""
+        _write(self._failed(name), {"reason": reason})
+
+    def forget(self, scene: ScenePlan) -> None:
+        """Forget all records of a scene."""
+        shutil.rmtree(self._units(scene), ignore_errors=True)
+        self._complete(scene.name).unlink(missing_ok=True)
+
+    def _units(self, scene: ScenePlan) -> Path:
+        return self.folder / "units" / scene.name / scene.fingerprint
+
+    def _unit(self, unit: Unit) -> Path:
+        return self._units(unit.scene) / f"{unit.window.y0}-{unit.window.x0}.json"
+
+    def _complete(self, name: str) -> Path:
+        return self.folder / "complete" / f"{name}.json"
+
+    def _failed(self, name: str) -> Path:
+        return self.folder / "failed" / f"{name}.json"
+
+
+def _read(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        return None
+
+
+def _write(path: Path, values: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    with aside.open("w") as file:
+        json.dump(values, file)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)

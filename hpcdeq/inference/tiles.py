@@ -1,11 +1,13 @@
-"""Denoise a window of a scene by overlapping tiles, blended."""
+"""Denoise windows of scenes by overlapping tiles, blended."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Collection, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import groupby, islice
 from typing import Any, Literal
 
 import numpy as np
@@ -13,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from hpcdeq.cluster.device import choose_device
+from hpcdeq.console import say
 from hpcdeq.errors import ConfigError
 from hpcdeq.models import SparseDenoiser
 from hpcdeq.tiling import Window, blend_weights, cells_along, tiles_of
@@ -20,7 +23,6 @@ from hpcdeq.tiling import Window, blend_weights, cells_along, tiles_of
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Floats = NDArray[np.float32]
-Read = Callable[[Window], Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,47 +139,103 @@ def prepare(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
     return prepared.to(choose_device(settings.device)).eval()
 
 
-def denoise_window(
-    model: SparseDenoiser, read: Read, extent: Window, window: Window, settings: DenoiseSettings
-) -> DenoisedWindow:
-    """Denoise one window of a scene, by all tiles of the scene that touch it.
+@dataclass(frozen=True, kw_only=True)
+class NoisyWindow:
+    """A window of a scene to denoise, with the pixels that its tiles need."""
+
+    extent: Window
+    """The whole scene."""
+    window: Window
+    """What to denoise."""
+    pixels: Floats
+    """(band, y, x) of `reach`."""
+
+
+def reach(extent: Window, window: Window, block: int, overlap: int) -> Window:
+    """Return what must be read of a scene to denoise a window of it: all pixels of the tiles that touch it."""
+    tiles = tiles_of(extent.height, extent.width, block, overlap, touching=window)
+    return Window(tiles[0].y0, tiles[-1].y1, tiles[0].x0, tiles[-1].x1)
+
+
+def denoise_windows(
+    model: SparseDenoiser, inputs: Iterable[NoisyWindow], settings: DenoiseSettings
+) -> Iterator[DenoisedWindow]:
+    """Denoise windows of scenes, each by all tiles of its scene that touch it.
 
     The tiles are those of the whole scene and are added in their order, so that the result for a pixel does not
-    depend on the window it is computed in.
+    depend on the window it is computed in. Batches run across windows and scenes; inputs are taken as they are needed.
 
     Parameters
     ----------
     model
         From `prepare`.
-    read
-        Gives the noisy pixels ``(band, y, x)`` of a window of the scene.
-    extent
-        The whole scene.
-    window
-        What to denoise.
+    inputs
+        The windows.
     settings
         Overlap, batch and codes are used here.
+
+    Yields
+    ------
+    DenoisedWindow
+        For each input, in their order.
     """
     overlap = settings.overlap_of(model)
-    tiles = tiles_of(extent.height, extent.width, model.settings.block, overlap, touching=window)
-    around = Window(tiles[0].y0, tiles[-1].y1, tiles[0].x0, tiles[-1].x1)
-    noisy = read(around)
-    weights = blend_weights(tiles[0].height, tiles[0].width, overlap)
-    total = np.zeros((noisy.shape[0], window.height, window.width), np.float32)
-    weight = np.zeros((window.height, window.width), np.float32)
-    kept = _KeptCodes(model, extent, window, overlap) if settings.codes else None
-    solutions: list[TileSolution] = []
-    cuts = [noisy[(slice(None), *tile.shift(-around.y0, -around.x0).slices)] for tile in tiles]
-    for tile, found in zip(tiles, _denoise_each(model, cuts, settings), strict=True):
-        solutions.append(TileSolution(tile.y0, tile.x0, *found.solution, found.support))
-        if kept is not None and found.codes is not None:
-            kept.add(tile, found.codes)
-        common = tile.intersect(window)
+    begun: deque[_Blend] = deque()
+
+    def cuts() -> Iterator[Floats]:
+        for noisy in inputs:
+            begun.append(_Blend(model, noisy, overlap, settings.codes))
+            yield from begun[-1].cuts()
+
+    for found in _denoise_each(model, cuts(), settings):
+        begun[0].add(found)
+        if begun[0].complete:
+            yield begun.popleft().result()
+
+
+class _Blend:
+    """A window whose tiles are being denoised and added up."""
+
+    def __init__(self, model: SparseDenoiser, noisy: NoisyWindow, overlap: int, codes: bool) -> None:
+        extent, self._window = noisy.extent, noisy.window
+        self._noisy = noisy.pixels
+        self._tiles = tiles_of(
+            extent.height, extent.width, model.settings.block, overlap, touching=self._window
+        )
+        self._weights = blend_weights(self._tiles[0].height, self._tiles[0].width, overlap)
+        self._total = np.zeros((len(noisy.pixels), self._window.height, self._window.width), np.float32)
+        self._weight = np.zeros((self._window.height, self._window.width), np.float32)
+        self._codes = _KeptCodes(model, extent, self._window, overlap) if codes else None
+        self._solutions: list[TileSolution] = []
+
+    def cuts(self) -> Iterator[Floats]:
+        """Pixels ``(band, y, x)`` of each tile."""
+        first = self._tiles[0]
+        for tile in self._tiles:
+            yield self._noisy[(slice(None), *tile.shift(-first.y0, -first.x0).slices)]
+
+    def add(self, found: _Tile) -> None:
+        """Add the next tile."""
+        tile = self._tiles[len(self._solutions)]
+        self._solutions.append(TileSolution(tile.y0, tile.x0, *found.solution, found.support))
+        if self._codes is not None and found.codes is not None:
+            self._codes.add(tile, found.codes)
+        common = tile.intersect(self._window)
         inside = common.shift(-tile.y0, -tile.x0).slices
-        target = common.shift(-window.y0, -window.x0).slices
-        total[(slice(None), *target)] += weights[inside] * found.estimate[(slice(None), *inside)]
-        weight[target] += weights[inside]
-    return DenoisedWindow(values=total / weight, tiles=solutions, codes=None if kept is None else kept.values)
+        target = common.shift(-self._window.y0, -self._window.x0).slices
+        self._total[(slice(None), *target)] += self._weights[inside] * found.estimate[(slice(None), *inside)]
+        self._weight[target] += self._weights[inside]
+
+    @property
+    def complete(self) -> bool:
+        return len(self._solutions) == len(self._tiles)
+
+    def result(self) -> DenoisedWindow:
+        return DenoisedWindow(
+            values=self._total / self._weight,
+            tiles=self._solutions,
+            codes=None if self._codes is None else self._codes.values,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -191,27 +249,59 @@ class _Tile:
     support: tuple[int, ...] = ()
 
 
-def _denoise_each(model: SparseDenoiser, cuts: list[Floats], settings: DenoiseSettings) -> Iterator[_Tile]:
+def _denoise_each(
+    model: SparseDenoiser, cuts: Iterator[Floats], settings: DenoiseSettings
+) -> Iterator[_Tile]:
     """Denoise tiles ``(band, y, x)``, in their order: on a GPU in batches, on a CPU each by one thread, as many as torch has.
 
     Threads with tiles of their own wait for each other at the end only. Those that share every small product wait at each,
     which takes half of the time on cores that others use too.
     """
     if not _on_cpu(model):
-        for begin in range(0, len(cuts), settings.batch):
-            batch = cuts[begin : begin + settings.batch]
-            # Filled up, as a GPU rounds by the shape of the batch.
-            full = batch + batch[-1:] * (settings.batch - len(batch))
-            yield from _denoise_batch(model, full, settings.codes)[: len(batch)]
+        for _, alike in groupby(
+            cuts, key=np.shape
+        ):  # the tile of a scene smaller than a block is smaller too
+            for batch in _in_batches(alike, settings.batch):
+                yield from _denoise_filled(model, batch, settings.batch, settings.codes)
         return
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
     try:
-        for found in pool.map(lambda cut: _denoise_batch(model, [cut], settings.codes), cuts):
-            yield from found
+        waiting: deque[Future[list[_Tile]]] = deque()
+        for cut in cuts:
+            waiting.append(pool.submit(_denoise_batch, model, [cut], settings.codes))
+            if len(waiting) == 2 * threads:
+                yield from waiting.popleft().result()
+        while waiting:
+            yield from waiting.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)
         torch.set_num_threads(threads)  # part of what the others set is common to all
+
+
+def _in_batches(cuts: Iterable[Floats], size: int) -> Iterator[list[Floats]]:
+    cuts = iter(cuts)
+    while batch := list(islice(cuts, size)):
+        yield batch
+
+
+def _denoise_filled(model: SparseDenoiser, cuts: list[Floats], size: int, codes: bool) -> list[_Tile]:
+    """Denoise tiles in batches of one size, filled up, as a GPU rounds by the shape of the batch.
+
+    Where the memory does not suffice the size is halved for these tiles: the result then differs by rounding.
+    """
+    try:
+        found: list[_Tile] = []
+        for first in range(0, len(cuts), size):
+            batch = cuts[first : first + size]
+            found += _denoise_batch(model, batch + batch[-1:] * (size - len(batch)), codes)[: len(batch)]
+        return found
+    except torch.OutOfMemoryError as error:
+        if size == 1:
+            raise MemoryError(f"a single tile does not fit the GPU's memory: {error}") from error
+    torch.cuda.empty_cache()
+    say(f"a batch of {size} tiles does not fit the GPU's memory: taken in two; choose --batch {size // 2}")
+    return _denoise_filled(model, cuts, size // 2, codes)
 
 
 def _on_cpu(model: SparseDenoiser) -> bool:
@@ -270,5 +360,7 @@ def denoise_array(
             f"the scene must be (band, y, x) with the model's {model.bands} bands, got shape {noisy.shape}"
         )
     extent = Window(0, noisy.shape[1], 0, noisy.shape[2])
-    model = prepare(model, settings)
-    return denoise_window(model, lambda w: noisy[(slice(None), *w.slices)], extent, extent, settings).values
+    (whole,) = denoise_windows(
+        prepare(model, settings), [NoisyWindow(extent=extent, window=extent, pixels=noisy)], settings
+    )
+    return whole.values

@@ -13,7 +13,7 @@ from hpcdeq.archive import Archive, open_archive
 from hpcdeq.archive.validate import check_scene
 from hpcdeq.errors import ConfigError, SceneError
 from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array, tiles
-from hpcdeq.inference.tiles import denoise_window, prepare
+from hpcdeq.inference.tiles import NoisyWindow, denoise_windows, prepare, reach
 from hpcdeq.models import (
     CnnSettings,
     ModelSettings,
@@ -73,7 +73,11 @@ def test_the_result_does_not_depend_on_how_the_work_is_cut(
         settings = DenoiseSettings(device="cpu", overlap=overlap, batch=batch)
         model = prepare(small_model(**changes), settings)
         for window in partition(*shape, step, step):
-            part = denoise_window(model, lambda w: noisy[(slice(None), *w.slices)], extent, window, settings)
+            around = reach(extent, window, model.settings.block, settings.overlap_of(model))
+            pixels = noisy[(slice(None), *around.slices)]
+            (part,) = denoise_windows(
+                model, [NoisyWindow(extent=extent, window=window, pixels=pixels)], settings
+            )
             assert np.array_equal(part.values, whole[(slice(None), *window.slices)])
 
 
@@ -125,25 +129,26 @@ def test_a_killed_run_goes_on_and_never_shows_half_a_scene(
     class Killed(BaseException):
         pass
 
-    monkeypatch.setattr(bulk, "_UNIT_SHARDS", 1)
+    monkeypatch.setattr(plan, "_UNIT_SHARDS", 1)
     settings = DenoiseSettings(device="cpu", codes=codes)
     denoise_archive(archive, model_folder, tmp_path / "whole.zarr", settings)
-    calls: list[Window] = []
-    original = bulk.denoise_window
+    written: list[tuple[str, Window]] = []
+    original = bulk.Ledger.write
 
-    def counted(*args: object) -> object:
-        calls.append(args[3])  # type: ignore[arg-type]
-        if len(calls) == 2:
+    def counted(ledger: bulk.Ledger, unit: plan.Unit, record: Record) -> None:
+        written.append((unit.scene.name, unit.window))
+        if len(written) == 2:
             raise Killed
-        return original(*args)  # type: ignore[arg-type]
+        original(ledger, unit, record)
 
-    monkeypatch.setattr(bulk, "denoise_window", counted)
+    monkeypatch.setattr(bulk.Ledger, "write", counted)
     with pytest.raises(Killed):
         denoise_archive(archive, model_folder, tmp_path / "cut.zarr", settings)
     assert open_archive(tmp_path / "cut.zarr").names() == []
     denoise_archive(archive, model_folder, tmp_path / "cut.zarr", settings)
     # Two units of the first scene: one was finished before the kill, and is not computed again.
-    assert len(calls) == len(set(calls)) + calls.count(calls[1]) - 1
+    assert written.count(written[0]) == 1
+    assert {written.count(unit) for unit in written[1:]} <= {1, 2}
     whole, cut = open_archive(tmp_path / "whole.zarr"), open_archive(tmp_path / "cut.zarr")
     assert all(np.array_equal(whole[n].shard_checksums, cut[n].shard_checksums) for n in archive)
     if codes:
@@ -160,7 +165,7 @@ def test_a_finished_unit_whose_shard_is_lost_is_computed_again(
     denoise_archive(archive, model_folder, out, SETTINGS)
     first = {n: open_archive(out)[n].content_sha256 for n in archive}
     scene = open_archive(out)["scene0"]
-    draft = open_archive(out).shared_draft("scene0", scene.header(), scene.attributes[bulk.FINGERPRINT])
+    draft = open_archive(out).shared_draft("scene0", scene.header(), scene.attributes[FINGERPRINT])
     (out / "scene0").rename(tmp_path / "gone")
     assert draft.path.is_dir()  # the ledger says all is done, but the draft is empty
     denoise_archive(archive, model_folder, out, SETTINGS)
