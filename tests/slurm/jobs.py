@@ -31,13 +31,19 @@ def meet(folder: str) -> str:
     return f"rank {place.rank} met"
 
 
-def count(folder: str, steps: int, seconds: float) -> None:
-    """Take steps, each a line in ``folder/RANK``, after those that are there already; stop when asked, as training does."""
+def count(folder: str, steps: int, seconds: float, later: int | None = None) -> None:
+    """Take steps, each a line in ``folder/RANK``, after those that are there already; stop when asked, as training does.
+
+    A later attempt takes ``later`` of them at most, if that is said.
+    """
     place = place_of(os.environ)
     taken = Path(folder) / str(place.rank)
     attempt = os.environ.get("SLURM_RESTART_COUNT", "0")
+    first = len(taken.read_text().splitlines()) if taken.exists() else 0
+    if attempt != "0" and later is not None:
+        steps = min(steps, first + later)
     with stop_requests() as asked:
-        for step in range(len(taken.read_text().splitlines()) if taken.exists() else 0, steps):
+        for step in range(first, steps):
             time.sleep(seconds)
             with taken.open("a") as file:
                 file.write(f"{step} {attempt}\n")
