@@ -32,7 +32,9 @@ NODES = 4  # one more than a job has: a lost one can be replaced
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kinds", default=",".join(STRIKES), help="which, in this order (default: all)")
     parser.add_argument("--runs", type=int, default=20, help="runs of each kind (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
@@ -112,7 +114,15 @@ def summary(runs: list[Run], kinds: list[str]) -> str:
                 f"{statistics.median(seconds):.0f} / {max(seconds):.0f}",
             )
         )
-    columns = ("kind", "runs", "equal", "runs x attempts", "given again", "two copies", "seconds, median / max")
+    columns = (
+        "kind",
+        "runs",
+        "equal",
+        "runs x attempts",
+        "given again",
+        "two copies",
+        "seconds, median / max",
+    )
     return table(columns, rows)
 
 

@@ -132,7 +132,9 @@ class Stage:
             begin = self._wait_for_start(run)
             self.lab.wait(run.job, "COMPLETED", DEADLINE)
             self._references[nodes] = Reference(
-                (run.folder / "model/model.safetensors").read_bytes(), _metrics(run.folder), time.monotonic() - begin
+                (run.folder / "model/model.safetensors").read_bytes(),
+                _metrics(run.folder),
+                time.monotonic() - begin,
             )
         return self._references[nodes]
 
@@ -188,7 +190,9 @@ class Stage:
         return bool(self._state(run) & FINAL)
 
     def _log(self, run: Run) -> str:
-        return "\n".join(log.read_text() for log in sorted((run.folder / "jobs").glob(f"{run.job}_*_log.out")))
+        return "\n".join(
+            log.read_text() for log in sorted((run.folder / "jobs").glob(f"{run.job}_*_log.out"))
+        )
 
     # Disturbances
 
@@ -237,7 +241,9 @@ class Stage:
         """An urgent job takes one of its nodes."""
         if (node := self._node(run, one)) is None:
             return
-        job = self.lab.sbatch("--partition=urgent", f"--nodelist={node}", "--ntasks=2", "--wrap", f"sleep {3 * more}")
+        job = self.lab.sbatch(
+            "--partition=urgent", f"--nodelist={node}", "--ntasks=2", "--wrap", f"sleep {3 * more}"
+        )
         self.lab.wait(job, "COMPLETED", 60)
 
     def _crash(self, run: Run, one: int, more: float, life: float) -> None:
@@ -271,7 +277,7 @@ class Stage:
         self.lab.heal(node)
 
     def _twin(self, run: Run, one: int, more: float, life: float) -> None:
-        """Of a job of one process: its node is cut off and its process stands still, until a second copy is at work; then both are."""
+        """A process alone in its job is cut off, and stands still until a second copy is at work; then both are."""
         if (node := self._node(run, 0)) is None:
             return
         while not (first := self.lab.tasks(run.job)) and not self._is_over(run):
@@ -287,7 +293,11 @@ class Stage:
         finally:
             _send(first[0].pid, signal.SIGCONT)
         try:
-            until(lambda: first[0] not in self.lab.tasks(run.job), lambda: f"the end of the first copy {first[0]}", 60)
+            until(
+                lambda: first[0] not in self.lab.tasks(run.job),
+                lambda: f"the end of the first copy {first[0]}",
+                60,
+            )
         finally:
             self.lab.heal(node)
 
@@ -311,7 +321,10 @@ class Stage:
         return names[one % len(names)]
 
     def _await_look_at_limits(self, ahead: float) -> None:
-        """Wait so that SLURM next looks at time limits, as it does every half minute, so long after a job starts that is submitted now."""
+        """Wait until SLURM will look at time limits so many seconds after the start of a job that is submitted now.
+
+        It looks every half minute.
+        """
         warned = "trap 'exit 0' USR1; sleep 100 & wait"
         job = self.lab.sbatch("--time=1", "--signal=B:USR1@59", "--wrap", warned)
         self.lab.wait(job, "COMPLETED", 60)
