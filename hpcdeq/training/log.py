@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ class RunLog:
     def __init__(self, run: Path, after: int, tensorboard: bool) -> None:
         path = run / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["batches"] <= after]
+        # A phase begins with a validation, in a line that has as many batches as the checkpoint of the phase before.
+        self._there = {_subject(json.loads(line)) for line in kept}
         aside = path.with_suffix(".tmp")
         aside.write_text("".join(kept))
         aside.replace(path)
@@ -32,8 +35,11 @@ class RunLog:
         self._board = _tensorboard(run) if tensorboard else None
 
     def write(self, batches: int, values: dict[str, Any]) -> None:
-        """Append the values after ``batches`` batches of the run."""
-        self._file.write(json.dumps({"batches": batches, **values}) + "\n")
+        """Append the values after ``batches`` batches of the run, unless the record had them when it was opened."""
+        line = {"batches": batches, **values}
+        if _subject(line) in self._there:
+            return
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
@@ -45,6 +51,11 @@ class RunLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _subject(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a line is about: the instant of the run, and which values."""
+    return line["batches"], line.get("phase"), line.get("step"), "loss" in line
 
 
 def _whole_lines(path: Path) -> list[str]:
