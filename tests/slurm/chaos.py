@@ -72,6 +72,8 @@ class Run:
     """Whether its attempts have a time limit of a minute, and are told of it as soon as SLURM looks."""
     jobs: list[str] = field(default_factory=list)
     """Numbers of its jobs: more than one if the command had to be given again."""
+    killed: str | None = None
+    """The job whose rank was killed last."""
     attempts: int = 0
     copies: bool = False
     """Whether a second copy began while the first one lived."""
@@ -174,25 +176,30 @@ class Stage:
         return time.monotonic()
 
     def _finish(self, run: Run, deadline: float) -> None:
-        """Wait for its end; a failed job is submitted again, as its user would do."""
+        """Wait for its end."""
         while True:
             self.lab.wait(run.job, {"COMPLETED", "FAILED"}, deadline - time.monotonic())
             if self._state(run) == {"COMPLETED"}:
                 return
             if len(run.jobs) > 3:
-                raise LabError(f"jobs {run.jobs} failed; the last one printed:\n{self._log(run)[-2000:]}")
-            self._submit(run)
+                raise LabError(f"jobs {', '.join(run.jobs)} failed")
+            self._give_again(run)
+
+    def _give_again(self, run: Run) -> None:
+        """Submit a failed job again, as its user would do; no rank was killed: then it should not have failed."""
+        if run.job != run.killed:
+            run.problems.append(f"job {run.job} failed: {self._last_words(run)}")
+        self._submit(run)
+
+    def _last_words(self, run: Run) -> str:
+        logs = sorted((run.folder / "jobs").glob(f"{run.job}_*_log.out"))
+        return " | ".join(f"{log.name}: {(log.read_text().splitlines() or [''])[-1]}" for log in logs)
 
     def _state(self, run: Run) -> set[str]:
         return set(self.lab.states(run.job).values())
 
     def _is_over(self, run: Run) -> bool:
         return bool(self._state(run) & FINAL)
-
-    def _log(self, run: Run) -> str:
-        return "\n".join(
-            log.read_text() for log in sorted((run.folder / "jobs").glob(f"{run.job}_*_log.out"))
-        )
 
     # Disturbances
 
@@ -201,7 +208,7 @@ class Stage:
         # Drawn before anything is seen, so that a seed means the same every time.
         instant, aim, one, more = rng.uniform(0, life), rng.random() < 0.5, rng.randrange(3), rng.random()
         if self._state(run) == {"FAILED"}:
-            self._submit(run)
+            self._give_again(run)
         begin = self._wait_for_start(run)
         if kind == "limit":
             return  # SLURM does it
@@ -228,6 +235,7 @@ class Stage:
         while not (tasks := self.lab.tasks(run.job)) and not self._is_over(run):
             time.sleep(0.05)
         if tasks:
+            run.killed = run.job
             _send(tasks[one % len(tasks)].pid, signal.SIGKILL)
             self.lab.wait(run.job, FINAL, DEADLINE)
 
