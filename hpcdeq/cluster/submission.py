@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.signals import StopRequest, stop_requests
+from hpcdeq.cluster.signals import STOP_SIGNALS, StopRequest, stop_requests
 from hpcdeq.console import complain, say
 from hpcdeq.errors import (
     ConfigError,
@@ -189,6 +189,9 @@ class _Task:
         if local:
             rank, size = str(environment.global_rank), str(environment.num_tasks)
             os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
+        # When the work is done nothing is left to stop, and Python forgets its handlers while it ends: a signal would fail the job.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         with stop_requests() as asked:  # from here on, not only while the work listens
             try:
                 return _Ended(0, self.work(*arguments))

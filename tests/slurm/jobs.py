@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -78,3 +79,20 @@ def late(folder: str) -> None:
     with stop_requests() as asked:
         if asked.signal is not None:
             raise PreemptedError(f"{asked.signal.name} came before")
+
+
+class _Slow:
+    """Takes long to go when Python ends."""
+
+    def __init__(self, folder: str) -> None:
+        self.file = Path(folder) / "ending"
+
+    def __del__(self, sleep: Callable[[float], None] = time.sleep) -> None:
+        self.file.touch()
+        sleep(2)
+
+
+def linger(folder: str) -> None:
+    """Do nothing, and be slow to end after that."""
+    global _slow
+    _slow = _Slow(folder)

@@ -147,6 +147,14 @@ def test_a_signal_while_the_processes_start_does_not_end_the_job(cluster: Lab, t
     check_that_it_went_on(tmp_path / "run", 5, attempts=1)
 
 
+def test_a_signal_while_the_processes_end_does_not_fail_the_job(cluster: Lab, tmp_path: Path) -> None:
+    submitted = start(tmp_path, jobs.linger, str(tmp_path))
+    until((tmp_path / "ending").exists, lambda: f"the end of a task: {log_of(submitted)}")
+    cluster.run("scancel", "--signal=USR2", submitted.id)
+    cluster.wait(submitted.id, "COMPLETED")
+    assert cluster.restarts(submitted.id) == 0
+
+
 def test_what_slurm_says_of_a_wrong_request_is_passed_on(cluster: Lab, tmp_path: Path) -> None:
     request = JobRequest(time="5", partition="gpux")
     with pytest.raises(SubmissionError, match=r"did not take the job: .*[Ii]nvalid partition"):
