@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.signals import stop_requests
-from hpcdeq.errors import ConfigError, PreemptedError
+from hpcdeq.errors import ConfigError, FencedError, PeerError, PreemptedError
 
 
 def meet(folder: str) -> str:
@@ -67,6 +67,22 @@ def end(how: dict[str, str]) -> str:
         case "stop":
             raise PreemptedError("stopped at step 7")
     return f"rank {rank} did well"
+
+
+def overtaken(folder: str, how: str) -> None:
+    """Begin, and end with an error once a second copy is at work, which goes on for some seconds."""
+    second = Path(folder) / f"{how}-second"
+    if os.environ.get("SLURM_RESTART_COUNT"):
+        second.touch()
+        with stop_requests() as asked:
+            time.sleep(8)
+            if asked:
+                raise PreemptedError("the second copy was asked to stop")
+        return
+    (Path(folder) / f"{how}-first").touch()
+    while not second.exists():
+        time.sleep(0.1)
+    raise FencedError("overtaken") if how == "fenced" else PeerError("alone")
 
 
 def late(folder: str) -> None:

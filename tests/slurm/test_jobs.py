@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,23 @@ def test_a_job_whose_node_crashes_goes_on_elsewhere(cluster: Lab, tmp_path: Path
     for rank in steps_of(folder)[:2]:
         assert [step for step, _ in rank] == list(range(len(rank)))
         assert [attempt for _, attempt in rank] == [0] * (len(rank) - 10) + [1] * 10
+
+
+def test_a_copy_that_was_lost_from_sight_does_not_end_the_newer_one_with_it(
+    cluster: Lab, tmp_path: Path
+) -> None:
+    """srun, at a failure, ends the step of that number: the newer copy's, once SLURM hears of the older one again."""
+    ways = ("fenced", "alone")
+    request = JobRequest(time="5", partition="main")  # both on the first node
+    copies = [submit(request, tmp_path / how / "jobs", jobs.overtaken, str(tmp_path), how) for how in ways]
+    until(lambda: all((tmp_path / f"{how}-first").exists() for how in ways), lambda: log_of(copies[0]))
+    cluster.cut("n1")
+    until(lambda: all((tmp_path / f"{how}-second").exists() for how in ways), lambda: log_of(copies[0]))
+    time.sleep(1)
+    cluster.heal("n1")
+    for copy in copies:
+        cluster.wait(copy.id, "COMPLETED")
+        assert cluster.restarts(copy.id) == 1
 
 
 def test_a_job_that_is_cancelled_stays_so_and_a_dead_rank_ends_all(cluster: Lab, tmp_path: Path) -> None:
