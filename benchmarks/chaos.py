@@ -3,7 +3,8 @@
     python -m benchmarks.chaos [--kinds kill,cut] [--runs 20] [--seed 0] [--labs 2]
 
 From the checkout's folder, as root (docs/slurm-lab.md). Trains on crops of real scenes if HPCDEQ_DATA names a folder with
-cave/train. A line a run, then a table, also after Ctrl-C; exit code 1 if a run was not as the undisturbed one, whose folder is kept.
+cave/train. A line a run, then a table, also after Ctrl-C; exit code 1 if a run was not as the undisturbed one: its
+folder is kept.
 
 kill: SIGKILL of a rank; requeue: scontrol requeue; preempt: an urgent job takes a node; limit: the time limit; crash: a node loses
 its power; cut: a node loses its network, in half of the runs until a second copy works elsewhere; twin: of a job of one process
