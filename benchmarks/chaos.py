@@ -3,7 +3,8 @@
     python -m benchmarks.chaos [--kinds kill,cut] [--runs 20] [--seed 0] [--labs 2]
 
 From the checkout's folder, as root (docs/slurm-lab.md). Trains on crops of real scenes if HPCDEQ_DATA names a folder with
-cave/train. A line a run, then a table; exit code 1 if a run was not as the undisturbed one, and its folder is kept.
+cave/train. A line a run, then a table, also after Ctrl-C; exit code 1 if a run was not as the undisturbed one: its
+folder is kept.
 
 kill: SIGKILL of a rank; requeue: scontrol requeue; preempt: an urgent job takes a node; limit: the time limit; crash: a node loses
 its power; cut: a node loses its network, in half of the runs until a second copy works elsewhere; twin: of a job of one process
@@ -35,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--kinds", default=",".join(STRIKES), help="which, in this order (default: all)")
+    parser.add_argument("--kinds", default=",".join(STRIKES), help="which (default: all)")
     parser.add_argument("--runs", type=int, default=20, help="runs of each kind (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--labs", type=int, default=2, help="clusters that work at a time (default: 2)")
@@ -49,11 +50,11 @@ def main() -> None:
     archive = make_archive(folder, Path(data) / "cave/train" if data else None)
     print(f"scenes: {f'crops of {data}' if data else 'generated'}; runs in {folder}", flush=True)
     waiting: queue.Queue[tuple[str, str]] = queue.Queue()
-    for kind in kinds:
-        for i in range(asked.runs):
+    for i in range(asked.runs):  # the kinds in turn: an interrupted script has seen something of each
+        for kind in kinds:
             waiting.put((kind, f"{asked.seed}-{i}"))
     runs: list[Run] = []
-    broken: list[BaseException] = []
+    broken: list[BaseException] = []  # what ends it before its time
     begin = time.monotonic()
 
     def work(number: int) -> None:
@@ -80,8 +81,14 @@ def main() -> None:
     workers = [threading.Thread(target=work, args=(i,)) for i in range(asked.labs)]
     for worker in workers:
         worker.start()
-    for worker in workers:
-        worker.join()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt as error:
+        broken.append(error)
+        print("ends after the runs that are at work", flush=True)
+        for worker in workers:
+            worker.join()
     print(f"\n{summary(runs, kinds)}\n{(time.monotonic() - begin) / 60:.0f} minutes", flush=True)
     if broken or any(run.problems for run in runs):
         sys.exit(1)
