@@ -78,7 +78,7 @@ class DdpEngine:
         self._optimizer.load_state_dict(state["optimizer"])
 
 
-def _average_one_by_one(bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
+def _average_one_by_one(bucket: Any) -> torch.futures.Future[Tensor]:
     """Average the gradients of a bucket over the processes, each parameter's by itself.
 
     After the first step DDP arranges its buckets anew, and three or more processes add what lies elsewhere in a bucket in another

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdeq.errors import MissingExtraError
+from hpcdeq.training.checkpoints import check_attempt
 
 
 class RunLog:
@@ -17,20 +18,31 @@ class RunLog:
     ----------
     run
         Folder of the run.
+    attempt
+        Where this attempt writes aside, from `hpcdeq.training.checkpoints.take_over`.
     after
         Lines of later batches than this are dropped: they are about to be computed again.
     tensorboard
         Also write TensorBoard files.
+
+    Raises
+    ------
+    FencedError
+        If another attempt has taken over: it has opened the record, or is about to.
     """
 
-    def __init__(self, run: Path, after: int, tensorboard: bool) -> None:
+    def __init__(self, run: Path, attempt: Path, after: int, tensorboard: bool) -> None:
         path = run / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["batches"] <= after]
         # A phase begins with a validation, in a line that has as many batches as the checkpoint of the phase before.
         self._there = {_subject(json.loads(line)) for line in kept}
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(kept))
-        aside.replace(path)
+        aside = attempt / path.name
+        try:
+            aside.write_text("".join(kept))
+            aside.replace(path)
+        except FileNotFoundError as error:
+            check_attempt(attempt, error)
+            raise
         self._file = path.open("a", encoding="utf-8")
         self._board = _tensorboard(run) if tensorboard else None
 
