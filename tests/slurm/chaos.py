@@ -252,7 +252,12 @@ class Stage:
         if (node := self._node(run, one)) is None:
             return
         job = self.lab.sbatch(
-            "--partition=urgent", f"--nodelist={node}", "--ntasks=2", "--wrap", f"sleep {3 * more}"
+            "--partition=urgent",
+            f"--nodelist={node}",
+            "--nodes=1",
+            "--ntasks=2",
+            "--wrap",
+            f"sleep {3 * more}",
         )
         self.lab.wait(job, "COMPLETED", 60)
 
