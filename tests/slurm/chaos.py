@@ -57,8 +57,6 @@ class Reference:
 
     weights: bytes
     metrics: list[dict[str, Any]]
-    seconds: float
-    """From the instant SLURM started it to its end."""
 
 
 @dataclass
@@ -125,6 +123,8 @@ class Stage:
     def __init__(self, lab: Lab, folder: Path, archive: Path) -> None:
         self.lab, self.folder, self.archive = lab, folder, archive
         self._references: dict[int, Reference] = {}
+        # Seconds from the start of a job to its end, by its number of nodes.
+        self._lives: dict[int, float] = {}
 
     def reference(self, nodes: int = 3) -> Reference:
         """The undisturbed run on that many nodes; trained when it is first asked for."""
@@ -133,11 +133,9 @@ class Stage:
             self._submit(run)
             begin = self._wait_for_start(run)
             self.lab.wait(run.job, "COMPLETED", DEADLINE)
-            self._references[nodes] = Reference(
-                (run.folder / "model/model.safetensors").read_bytes(),
-                _metrics(run.folder),
-                time.monotonic() - begin,
-            )
+            self._lives[nodes] = time.monotonic() - begin
+            weights = (run.folder / "model/model.safetensors").read_bytes()
+            self._references[nodes] = Reference(weights, _metrics(run.folder))
         return self._references[nodes]
 
     def disturb(self, kind: str, seed: str) -> Run:
@@ -148,11 +146,11 @@ class Stage:
         kinds = rng.sample(["kill", "requeue", "preempt", "crash", "blip"], 3) if kind == "many" else [kind]
         try:
             if run.limited:
-                self._await_look_at_limits(rng.uniform(0, reference.seconds))
+                self._await_look_at_limits(rng.uniform(0, self._lives[run.nodes]))
             begin = time.monotonic()
             self._submit(run)
             # At the end SLURM does not notice in time that a node is cut off.
-            life = reference.seconds * (0.8 if kind == "twin" else 1.0)
+            life = self._lives[run.nodes] * (0.8 if kind == "twin" else 1.0)
             for each in kinds:
                 self._strike(run, each, rng, life)
             self._finish(run, begin + DEADLINE)
@@ -160,6 +158,9 @@ class Stage:
         except LabError as error:
             run.problems.append(str(error))
         run.attempts = sum(1 + self.lab.restarts(job) for job in run.jobs)
+        # One in seven or so is to come too late: on a busy machine no measured life holds for long.
+        if kind != "cut":
+            self._lives[run.nodes] *= 0.85 if run.attempts == 1 else 1.025
         self.lab.tidy()
         run.problems += self._found(run, reference)
         return run
