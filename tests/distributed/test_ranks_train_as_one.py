@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from hpcdeq.archive import open_archive
+from hpcdeq.training import checkpoints
 from tests.conftest import add_scene, free_port, smooth_scene
 
 SETTINGS = [
@@ -164,6 +165,18 @@ def test_the_number_of_processes_may_change(clean: Path, tmp_path: Path) -> None
         many = train(world, clean, tmp_path / "many", f"training.steps={steps}", *DEQ_FAST)
     assert distance(one, many) < 1e-4
     assert len(losses(tmp_path / "many")) == len(losses(tmp_path / "1"))
+
+
+def test_three_processes_that_go_on_have_the_bytes_of_an_undisturbed_run(clean: Path, tmp_path: Path) -> None:
+    """Sums of three numbers depend on their order, which must be that of an undisturbed run in a continued one's first step too."""
+    train(3, clean, tmp_path / "whole")
+    for steps in (2, 7, 12):
+        train(3, clean, tmp_path / "cut", f"training.steps={steps}")
+    last = [
+        run / "checkpoints" / checkpoints.name_of(1, 0, 12) for run in (tmp_path / "whole", tmp_path / "cut")
+    ]
+    whole, cut = (checkpoints.load(checkpoint)["model"] for checkpoint in last)
+    assert all(torch.equal(whole[name], cut[name]) for name in whole)
 
 
 def test_a_killed_process_ends_all_and_the_run_goes_on_to_the_same_bytes(clean: Path, tmp_path: Path) -> None:

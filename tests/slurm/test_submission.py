@@ -18,6 +18,7 @@ from hpcdeq.cluster.submission import Submitted, run_local, sbatch_text, submit
 from hpcdeq.errors import ConfigError, JobError, SubmissionError
 from tests.slurm import fake, jobs
 from tests.slurm.fake import FakeSlurm
+from tests.slurm.lab import ROOT
 
 SMALLEST = """\
 #!/bin/bash
@@ -372,3 +373,21 @@ def test_local_is_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5ebe9f43")
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=GPU-5ebe9f43"):
         run_local(JobRequest(gpus_per_node=1), tmp_path / "jobs", jobs.meet, "")
+
+
+@pytest.mark.parametrize(("restarts", "code"), [("", 0), ("1", 1)])
+def test_of_the_sbatch_script_an_old_copy_does_not_fail_the_newer_one(
+    tmp_path: Path, restarts: str, code: int
+) -> None:
+    """SLURM has started the job again once."""
+    folder = tmp_path / "bin"
+    slurm = fake.fake_slurm(folder)
+    slurm.answers("squeue", "1")
+    slurm.answers("hpcdeq", "overtaken", code=1)
+    (folder / "srun").write_text('#!/bin/sh\nshift 3\nexec "$@"\n')
+    (folder / "srun").chmod(0o755)
+    told = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_RESTART_COUNT": restarts}
+    environ = {**os.environ, **told, "PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", ROOT / "slurm/train.sbatch", "run=a"], env=environ, check=False)
+    assert done.returncode == code
+    assert slurm.calls("hpcdeq") == ["train run=a"]
