@@ -14,9 +14,9 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(lab, folder, make_archive(folder, None))
 
 
-# Without `limit` and `cut`, which take long: test_jobs.py has a job that reaches its limit, and one that is cut off.
+# Without `limit`, `cut` and `crash`, which take long: test_jobs.py has jobs that meet these.
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["kill", "requeue", "preempt", "crash"])
+@pytest.mark.parametrize("kind", ["kill", "requeue", "preempt"])
 def test_a_disturbed_job_leaves_what_an_undisturbed_one_leaves(stage: Stage, kind: str) -> None:
     run = stage.disturb(kind, seed="2")
     assert run.problems == []
