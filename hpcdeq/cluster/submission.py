@@ -22,10 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.signals import StopRequest, stop_requests
+from hpcdeq.cluster.signals import STOP_SIGNALS, StopRequest, stop_requests
 from hpcdeq.console import complain, say
 from hpcdeq.errors import (
     ConfigError,
+    FencedError,
     HpcdeqError,
     JobError,
     MissingExtraError,
@@ -189,6 +190,9 @@ class _Task:
         if local:
             rank, size = str(environment.global_rank), str(environment.num_tasks)
             os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size}
+        # When the work is done nothing is left to stop, and Python forgets its handlers while it ends: a signal would fail the job.
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
         with stop_requests() as asked:  # from here on, not only while the work listens
             try:
                 return _Ended(0, self.work(*arguments))
@@ -200,7 +204,10 @@ class _Task:
                     code = error.exit_code
             except HpcdeqError as error:
                 complain(str(error))
-                code = error.exit_code
+                # At a failure srun ends the step of that number: also that of a newer copy, if this one was lost from sight.
+                fenced = isinstance(error, FencedError)
+                outdated = not local and (fenced or _is_outdated(environment.job_id))
+                code = 0 if outdated else error.exit_code
         if local:
             return _Ended(code)
         sys.exit(code)
@@ -214,7 +221,7 @@ class _Task:
 
 def _goes_on(job: str, asked: signal.Signals | None) -> bool:
     """See that a job which stopped at a checkpoint is queued again, unless SLURM has decided about it. False if neither is so."""
-    state, preempted = _seen_by_slurm(job)
+    state, preempted, _ = _seen_by_slurm(job)
     if state not in ("RUNNING", None):  # scancel, scontrol requeue
         say(f"job {job} is being ended or queued again by SLURM")
         return True
@@ -231,7 +238,7 @@ def _goes_on(job: str, asked: signal.Signals | None) -> bool:
         if code == 0:
             say(f"job {job} is queued again, to go on from its checkpoint")
             return True
-        state, _ = _seen_by_slurm(job)
+        state, _, _ = _seen_by_slurm(job)
         if state not in ("RUNNING", None):
             say(f"job {job} is being ended or queued again by SLURM")
             return True
@@ -240,13 +247,19 @@ def _goes_on(job: str, asked: signal.Signals | None) -> bool:
     return False
 
 
-def _seen_by_slurm(job: str) -> tuple[str | None, bool]:
-    """State of a job, None if SLURM does not say; and whether the job is being preempted."""
-    code, words = _slurm("squeue", "--noheader", f"--jobs={job}", "--Format=State:20,PreemptTime:30")
+def _is_outdated(job: str) -> bool:
+    """Whether SLURM has started this job again meanwhile."""
+    return _seen_by_slurm(job)[2] > int(os.environ.get("SLURM_RESTART_COUNT", "0"))
+
+
+def _seen_by_slurm(job: str) -> tuple[str | None, bool, int]:
+    """State of a job, None if SLURM does not say; whether it is being preempted; and how often it was started again."""
+    fields = "State:20,PreemptTime:30,RestartCnt:10"
+    code, words = _slurm("squeue", "--noheader", f"--jobs={job}", f"--Format={fields}")
     if code != 0:
-        return None, False
-    state, preemption = words.split() if words else ("", "N/A")
-    return state, preemption != "N/A"
+        return None, False, 0
+    state, preemption, restarts = words.split() if words else ("", "N/A", "0")
+    return state, preemption != "N/A", int(restarts)
 
 
 def _slurm(*command: str) -> tuple[int, str]:

@@ -148,12 +148,41 @@ def load(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
-def prune(folder: Path, keep: int, best: str | None) -> None:
-    """Remove all checkpoints but the ``keep`` latest and the best."""
-    for old in committed(folder)[:-keep]:
+def prune(attempt: Path, keep: int, best: str | None) -> None:
+    """Remove all checkpoints but the ``keep`` latest and the best.
+
+    Raises
+    ------
+    FencedError
+        If another attempt has taken over; then the checkpoints are its own affair.
+    """
+    for old in committed(attempt.parent)[:-keep]:
         if old.name != best:
-            # Hidden first: a kill meanwhile must not leave half a checkpoint under its name.
-            shutil.rmtree(old.rename(folder / f".{old.name}.{uuid.uuid4().hex[:8]}"))
+            # Moved first, to where only this attempt's are: a kill meanwhile must not leave half a checkpoint under its name.
+            shutil.rmtree(_move(attempt, old, attempt / f".{old.name}"))
+
+
+def publish(attempt: Path, name: str) -> None:
+    """Move a folder that was made in the attempt's own to the run's folder, in place of one of this name that is there.
+
+    Raises
+    ------
+    FencedError
+        If another attempt has taken over.
+    """
+    final = attempt.parent.parent / name
+    if final.exists():
+        _move(attempt, final, attempt / f".{name}")
+    _move(attempt, attempt / name, final)
+
+
+def _move(attempt: Path, source: Path, target: Path) -> Path:
+    """Rename something into or out of an attempt's folder, which fails where another one has taken over."""
+    try:
+        return source.rename(target)
+    except FileNotFoundError as error:
+        check_attempt(attempt, error)
+        raise
 
 
 def _damage(checkpoint: Path) -> str | None:

@@ -10,7 +10,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim import Adam
 
@@ -100,7 +100,9 @@ class DdpEngine(Engine):
             # name for this, which older ones do not know.
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
-                self.objective = DistributedDataParallel(objective, broadcast_buffers=False)
+                ddp = DistributedDataParallel(objective, broadcast_buffers=False)
+            ddp.register_comm_hook(None, lambda _, bucket: _average_one_by_one(bucket))
+            self.objective = ddp
 
     def accumulating(self, last: bool) -> AbstractContextManager[None]:
         """See `Engine`."""
@@ -152,3 +154,16 @@ def new_engine(
 
         return DeepSpeedEngine(objective, groups, clip, state, team, kind)
     return DdpEngine(objective, groups, clip, state, team)
+
+
+def _average_one_by_one(bucket: Any) -> torch.futures.Future[Tensor]:
+    """Average the gradients of a bucket over the processes, each parameter's by itself.
+
+    After the first step DDP arranges its buckets anew, and three or more processes add what lies elsewhere in a bucket in another
+    order: a continued run, whose first step is another one, would have other last bits.
+    """
+    for gradient in bucket.gradients():
+        distributed.all_reduce(gradient.div_(distributed.get_world_size()))
+    done: torch.futures.Future[Tensor] = torch.futures.Future()
+    done.set_result(bucket.buffer())
+    return done

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hpcdeq.errors import MissingExtraError
+from hpcdeq.training.checkpoints import check_attempt
 
 
 class RunLog:
@@ -16,24 +18,40 @@ class RunLog:
     ----------
     run
         Folder of the run.
+    attempt
+        Where this attempt writes aside, from `hpcdeq.training.checkpoints.take_over`.
     after
         Lines of later batches than this are dropped: they are about to be computed again.
     tensorboard
         Also write TensorBoard files.
+
+    Raises
+    ------
+    FencedError
+        If another attempt has taken over: it has opened the record, or is about to.
     """
 
-    def __init__(self, run: Path, after: int, tensorboard: bool) -> None:
+    def __init__(self, run: Path, attempt: Path, after: int, tensorboard: bool) -> None:
         path = run / "metrics.jsonl"
         kept = [line for line in _whole_lines(path) if json.loads(line)["batches"] <= after]
-        aside = path.with_suffix(".tmp")
-        aside.write_text("".join(kept))
-        aside.replace(path)
+        # A phase begins with a validation, in a line that has as many batches as the checkpoint of the phase before.
+        self._there = {_subject(json.loads(line)) for line in kept}
+        aside = attempt / path.name
+        try:
+            aside.write_text("".join(kept))
+            aside.replace(path)
+        except FileNotFoundError as error:
+            check_attempt(attempt, error)
+            raise
         self._file = path.open("a", encoding="utf-8")
         self._board = _tensorboard(run) if tensorboard else None
 
     def write(self, batches: int, values: dict[str, Any]) -> None:
-        """Append the values after ``batches`` batches of the run."""
-        self._file.write(json.dumps({"batches": batches, **values}) + "\n")
+        """Append the values after ``batches`` batches of the run, unless the record had them when it was opened."""
+        line = {"batches": batches, **values}
+        if _subject(line) in self._there:
+            return
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
         if self._board is not None:
             for name, value in values.items():
@@ -45,6 +63,11 @@ class RunLog:
         self._file.close()
         if self._board is not None:
             self._board.close()
+
+
+def _subject(line: Mapping[str, Any]) -> tuple[Any, ...]:
+    """What a line is about: the instant of the run, and which values."""
+    return line["batches"], line.get("phase"), line.get("step"), "loss" in line
 
 
 def _whole_lines(path: Path) -> list[str]:

@@ -120,7 +120,8 @@ class _Trainer:
         else:
             self._load(latest)
             say(f"continuing {run} from checkpoint {latest.name}")
-        self.log = RunLog(run, self.at.batches, self.settings.tensorboard) if team.leads else None
+        tensorboard = self.settings.tensorboard
+        self.log = RunLog(run, self.attempt, self.at.batches, tensorboard) if team.leads else None
 
     def close(self) -> None:
         """Close files, and leave nothing aside."""
@@ -159,7 +160,9 @@ class _Trainer:
 
         def write() -> None:
             checkpoints.check_attempt(self.attempt)
-            save_model(self.model, folder, written | {"validation_psnr_by_support_size": by_support})
+            aside = self.attempt / folder.name
+            save_model(self.model, aside, written | {"validation_psnr_by_support_size": by_support})
+            checkpoints.publish(self.attempt, folder.name)
 
         self.team.first(write)
         return folder
@@ -384,7 +387,7 @@ class _Trainer:
 
         def write() -> None:
             checkpoints.commit(self.attempt, self._name(), state)
-            checkpoints.prune(self.attempt.parent, self.settings.keep, self.at.best)
+            checkpoints.prune(self.attempt, self.settings.keep, self.at.best)
             if bad_chunks:
                 (self.run / "bad_chunks.txt").write_text("\n".join(bad_chunks) + "\n")
 

@@ -18,6 +18,7 @@ from hpcdeq.cluster.submission import Submitted, run_local, sbatch_text, submit
 from hpcdeq.errors import ConfigError, JobError, SubmissionError
 from tests.slurm import fake, jobs
 from tests.slurm.fake import FakeSlurm
+from tests.slurm.lab import ROOT
 
 SMALLEST = """\
 #!/bin/bash
@@ -275,7 +276,7 @@ def test_a_job_that_stopped_at_a_checkpoint_is_queued_again_unless_slurm_has_dec
 ) -> None:
     submitted = submit(JobRequest(time="5"), tmp_path / "jobs", jobs.count, str(tmp_path), 1000, 0.05)
     fake_slurm.answers("scontrol", "no" if refused else "", int(refused))
-    fake_slurm.answers("squeue", seen or "timed out", int(seen is None))
+    fake_slurm.answers("squeue", f"{seen} 0" if seen else "timed out", int(seen is None))
     process = start_task(submitted)
     wait_for(tmp_path / "0", process)
     process.send_signal(signal.Signals[asked])
@@ -290,7 +291,7 @@ def test_a_job_that_slurm_queues_again_while_it_is_asked_to_do_so_is_no_failure(
 ) -> None:
     """The end of the job's processes may end scontrol too."""
     submitted = submit(JobRequest(time="5"), tmp_path / "jobs", jobs.count, str(tmp_path), 1000, 0.05)
-    fake_slurm.answers("squeue", "RUNNING N/A")
+    fake_slurm.answers("squeue", "RUNNING N/A 0")
     folder = fake_slurm.folder
     note, change = f"echo $0 $@ >>{folder}/calls", f"sed -i s/RUNNING/COMPLETING/ {folder}/squeue"
     (folder / "scontrol").write_text(f"#!/bin/sh\n{note}\n{change}\nkill -TERM $$\n")
@@ -306,6 +307,7 @@ def test_a_signal_before_the_work_begins_is_left_to_slurm_and_one_before_it_list
     fake_slurm: FakeSlurm, tmp_path: Path
 ) -> None:
     process = start_task(submit(JobRequest(time="5"), tmp_path / "jobs", jobs.late, str(tmp_path)))
+    fake_slurm.answers("squeue", "RUNNING N/A 0")
     # The shell ignores it from its first command on, and Python after it.
     for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
         while not ignores(process.pid, number):
@@ -372,3 +374,21 @@ def test_local_is_one_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-5ebe9f43")
     with pytest.raises(ConfigError, match="CUDA_VISIBLE_DEVICES=GPU-5ebe9f43"):
         run_local(JobRequest(gpus_per_node=1), tmp_path / "jobs", jobs.meet, "")
+
+
+@pytest.mark.parametrize(("restarts", "code"), [("", 0), ("1", 1)])
+def test_of_the_sbatch_script_an_old_copy_does_not_fail_the_newer_one(
+    tmp_path: Path, restarts: str, code: int
+) -> None:
+    """SLURM has started the job again once."""
+    folder = tmp_path / "bin"
+    slurm = fake.fake_slurm(folder)
+    slurm.answers("squeue", "1")
+    slurm.answers("hpcdeq", "overtaken", code=1)
+    (folder / "srun").write_text('#!/bin/sh\nshift 3\nexec "$@"\n')
+    (folder / "srun").chmod(0o755)
+    told = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_RESTART_COUNT": restarts}
+    environ = {**os.environ, **told, "PATH": f"{folder}:{os.environ['PATH']}"}
+    done = subprocess.run(["bash", ROOT / "slurm/train.sbatch", "run=a"], env=environ, check=False)
+    assert done.returncode == code
+    assert slurm.calls("hpcdeq") == ["train run=a"]

@@ -13,6 +13,7 @@ import torch
 
 from hpcdeq.errors import FencedError, TrainingError
 from hpcdeq.training import checkpoints
+from hpcdeq.training.log import RunLog
 
 OLD, NEW, NEXT = (checkpoints.name_of(1, 0, step) for step in (5, 10, 15))
 _POINTS = [
@@ -42,8 +43,9 @@ def commit(folder: Path, name: str, step: int) -> None:
 
 
 def write(folder: Path, name: str, step: int) -> None:
-    commit(folder, name, step)
-    checkpoints.prune(folder, 1, OLD)
+    own = checkpoints.take_over(folder, {})
+    checkpoints.commit(own, name, state(step))
+    checkpoints.prune(own, 1, OLD)
 
 
 def step_of(folder: Path) -> int:
@@ -188,3 +190,39 @@ def test_an_older_attempt_of_a_job_does_not_take_over_from_a_newer_one(tmp_path:
         checkpoints.take_over(tmp_path, attempt(1))
     checkpoints.commit(newer, NEW, state(10))
     assert step_of(tmp_path) == 10
+
+
+def test_an_old_copy_that_was_overtaken_removes_and_replaces_nothing(tmp_path: Path) -> None:
+    """It may stand still between any two of its calls, as at a disk that does not answer."""
+    folder = tmp_path / "checkpoints"
+    old = checkpoints.take_over(folder, attempt(0))
+    (old / "model").mkdir()
+    new = checkpoints.take_over(folder, attempt(1))
+    for name, step in ((OLD, 5), (NEW, 10), (NEXT, 15)):
+        checkpoints.commit(new, name, state(step))
+    (new / "model").mkdir()
+    (new / "model/weights").write_text("newer")
+    checkpoints.publish(new, "model")
+    log = RunLog(tmp_path, new, 0, tensorboard=False)
+    log.write(1, {"loss": 0.5})
+    for act in (
+        lambda: checkpoints.prune(old, 1, None),
+        lambda: checkpoints.publish(old, "model"),
+        lambda: RunLog(tmp_path, old, 0, tensorboard=False),
+    ):
+        with pytest.raises(FencedError):
+            act()
+    log.write(2, {"loss": 0.25})
+    log.close()
+    assert [path.name for path in checkpoints.committed(folder)] == [OLD, NEW, NEXT]
+    assert (tmp_path / "model/weights").read_text() == "newer"
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+
+
+def test_what_is_published_replaces_what_was(tmp_path: Path) -> None:
+    for text in ("first", "second"):
+        own = checkpoints.take_over(tmp_path / "checkpoints", {})
+        (own / "model").mkdir()
+        (own / "model/weights").write_text(text)
+        checkpoints.publish(own, "model")
+        assert (tmp_path / "model/weights").read_text() == text

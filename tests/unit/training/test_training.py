@@ -93,6 +93,34 @@ def test_the_record_of_a_continued_run_has_every_step_once(
     assert {"forward_residual", "backward_residual", "b", "data_seconds"} <= lines[-2].keys()
 
 
+def test_a_validation_whose_checkpoint_was_not_written_is_in_the_record_once(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A phase begins with one, before its first batch."""
+
+    def validated(run: Path) -> list[tuple[str, int, float]]:
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        return [
+            (line["phase"], line["step"], line["validation_psnr"]) for line in lines if "loss" not in line
+        ]
+
+    train(config(archive, tmp_path / "whole"))
+    original = checkpoints.commit
+    for phase in (0, 1):
+
+        def commit(attempt: Path, name: str, state: dict[str, object], phase: int = phase) -> None:
+            if name == checkpoints.name_of(phase, 0, 0):
+                raise Killed
+            original(attempt, name, state)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoints, "commit", commit)
+            with pytest.raises(Killed):
+                train(config(archive, tmp_path / "cut"))
+    train(config(archive, tmp_path / "cut"))
+    assert validated(tmp_path / "cut") == validated(tmp_path / "whole")
+
+
 def break_steps(monkeypatch: pytest.MonkeyPatch, bad: range) -> None:
     """Make the loss of these steps, counted from 1, not a number."""
     calls = itertools.count(1)
