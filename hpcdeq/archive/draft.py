@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -31,7 +32,13 @@ class SceneDraft:
     """A scene being written aside. Only whole shards can be written; `publish` makes it visible in one step."""
 
     def __init__(
-        self, archive: Archive, name: str, header: SceneHeader, path: Path, fingerprint: str | None = None
+        self,
+        archive: Archive,
+        name: str,
+        header: SceneHeader,
+        path: Path,
+        fingerprint: str | None = None,
+        damaged: Collection[str] = (),
     ) -> None:
         self.archive = archive
         self.name = name
@@ -39,6 +46,8 @@ class SceneDraft:
         self.fingerprint = fingerprint
         if fingerprint is not None:
             header = replace(header, attributes={**header.attributes, FINGERPRINT: fingerprint})
+        if damaged and path.exists():
+            self._restore(header, damaged)
         if not path.exists():
             making = archive.attempt(name)
             _create(making, header)
@@ -81,10 +90,15 @@ class SceneDraft:
             (aside / name).rename(self.path / name)
         shutil.rmtree(aside)
 
-    def publish(self) -> None:
+    def publish(self, last: Callable[[], None] = lambda: None) -> None:
         """Write the checksums of all shards and move the scene into the archive, in place of one of that name.
 
         Several processes that write one scene may all do so: the first makes it visible, the others find it done.
+
+        Parameters
+        ----------
+        last
+            Done when everything is written, before the scene is moved.
 
         Raises
         ------
@@ -103,6 +117,7 @@ class SceneDraft:
                 raise SceneError(f"scene {self.name}: shard {file.relative_to(self.path)} was not written")
             sums[window.y0 // edge_y, window.x0 // edge_x] = crc32c_of(file)
         self._array(SHARD_CHECKSUM)[...] = sums
+        last()
         if self._is_visible():
             return
         target = self.archive.path / self.name
@@ -124,6 +139,19 @@ class SceneDraft:
         if visible:
             self.discard()
         return visible
+
+    def _restore(self, header: SceneHeader, damaged: Collection[str]) -> None:
+        """Of damaged files put those right that every new draft has, and remove what `attach` made."""
+        new = self.archive.attempt(self.name)
+        _create(new, header)
+        pixels = {RADIANCE, layout.CODES, layout.VALID_MASK}
+        for name in damaged:
+            if (new / name).is_file():
+                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
+                (new / name).replace(self.path / name)
+            elif (array := Path(name).parts[0]) not in pixels:
+                shutil.rmtree(self.path / array, ignore_errors=True)
+        shutil.rmtree(new)
 
     def discard(self) -> None:
         """Remove the draft."""

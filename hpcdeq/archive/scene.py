@@ -214,6 +214,11 @@ class Scene:
         edge_y, edge_x = self.shard_shape
         return self.path / array / "c" / "0" / str(window.y0 // edge_y) / str(window.x0 // edge_x)
 
+    def mask_path(self, window: Window) -> Path:
+        """File of the validity of the shard that holds ``window``."""
+        edge_y, edge_x = self.shard_shape
+        return self.path / layout.VALID_MASK / "c" / str(window.y0 // edge_y) / str(window.x0 // edge_x)
+
     def header(self) -> SceneHeader:
         """All that is stored beside the pixels, to write a scene like this one."""
         return SceneHeader(

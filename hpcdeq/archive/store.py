@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import zarr
@@ -70,8 +70,29 @@ class Archive:
 
         ``fingerprint`` tells what will be in it.
         """
-        path = self.staging / f"{layout.check_name(name)}@{fingerprint}"
-        return SceneDraft(self, name, header, path, fingerprint)
+        return SceneDraft(self, name, header, self._shared_path(name, fingerprint), fingerprint)
+
+    def reopen(
+        self, name: str, header: SceneHeader, fingerprint: str, damaged: Collection[str]
+    ) -> SceneDraft:
+        """Take a scene that was made from a shared draft out of the archive, to write it again where it is damaged.
+
+        What lies beside the pixels is put right, or is to be attached again; of damaged pixels whole shards must be written.
+
+        Parameters
+        ----------
+        name, header, fingerprint
+            As those of `shared_draft`.
+        damaged
+            Files that are missing or have other bytes than were written, by their paths inside the scene.
+        """
+        path = self._shared_path(name, fingerprint)
+        with contextlib.suppress(FileNotFoundError):
+            (self.path / layout.check_name(name)).rename(path)
+        return SceneDraft(self, name, header, path, fingerprint, damaged)
+
+    def _shared_path(self, name: str, fingerprint: str) -> Path:
+        return self.staging / f"{layout.check_name(name)}@{fingerprint}"
 
     def fingerprint(self, name: str) -> str | None:
         """Return that of a complete scene that was made from a shared draft; None if there is none."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hpcdeq.archive.layout import CHUNK, CODES, VALID_MASK
+from hpcdeq.archive.layout import CHUNK, CODES
 from hpcdeq.archive.scene import Scene, crc32c_of
 from hpcdeq.archive.store import Archive
 from hpcdeq.errors import SceneError
@@ -75,7 +75,7 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
             continue
         stored = int(sums[window.y0 // edge_y, window.x0 // edge_x])
         found = crc32c_of(file)
-        mask = scene.path / VALID_MASK / "c" / str(window.y0 // edge_y) / str(window.x0 // edge_x)
+        mask = scene.mask_path(window)
         if scene.has_mask and not mask.is_file():  # Zarr would read it as all masked
             yield Problem(
                 scene.name, f"{mask.relative_to(scene.path)} is missing; ingest the scene again", window

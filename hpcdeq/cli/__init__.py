@@ -15,9 +15,11 @@ from hpcdeq.cli.evaluate import evaluate
 from hpcdeq.cli.export import export
 from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
+from hpcdeq.cli.repair import repair
 from hpcdeq.cli.submit import submit
 from hpcdeq.cli.train import train
 from hpcdeq.cli.validate import validate
+from hpcdeq.cli.verify import verify
 from hpcdeq.console import complain
 from hpcdeq.errors import HpcdeqError
 
@@ -28,7 +30,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for verb in (ingest, info, validate, dictionary, train, export, degrade, denoise, evaluate, doctor, demo):
+for verb in (
+    ingest,
+    info,
+    validate,
+    dictionary,
+    train,
+    export,
+    degrade,
+    denoise,
+    verify,
+    repair,
+    evaluate,
+    doctor,
+    demo,
+):
     app.command()(verb)
 app.add_typer(submit)
 

@@ -20,11 +20,11 @@ from typing import TypeVar
 import numpy as np
 
 from hpcdeq.archive import Archive, Scene, SceneDraft, SceneHeader, open_archive
-from hpcdeq.archive.layout import CELL_X, CELL_Y, CODES, DICTIONARY, RADIANCE, SUPPORT
+from hpcdeq.archive.layout import CELL_X, CELL_Y, CODES, DICTIONARY, SUPPORT
 from hpcdeq.archive.scene import crc32c_of
 from hpcdeq.console import Bar, say
 from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
-from hpcdeq.inference.ledger import Ledger, Record
+from hpcdeq.inference.ledger import Job, Ledger, Record
 from hpcdeq.inference.plan import ScenePlan, Unit, share_of
 from hpcdeq.inference.tiles import (
     Convergence,
@@ -37,7 +37,7 @@ from hpcdeq.inference.tiles import (
 )
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.models.files import read_card
-from hpcdeq.tiling import Window, cells_along, partition
+from hpcdeq.tiling import cells_along, partition
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -108,11 +108,71 @@ def denoise_archive(
     denoised.sweep()
     run = _Run(archive, model, read_card(model_folder)["weights_sha256"], settings, denoised)
     run.plan()
+    run.ledger.begin(Job(archive.path, model_folder, settings), run.plans)
     if overwrite:
         run.forget()
     run.denoise(worker, workers)
     denoised.close()
     return run.report
+
+
+def repair_archive(out: Path) -> tuple[dict[str, list[str]], DenoiseReport]:
+    """Denoise again what is damaged or missing in an output archive, and nothing else.
+
+    A damaged scene is taken out of the archive until it is whole again.
+
+    Parameters
+    ----------
+    out
+        The output archive.
+
+    Returns
+    -------
+    tuple
+        What was damaged: files by scene, as `verify` finds them; and what the run did.
+
+    Raises
+    ------
+    ConfigError
+        If there is no ledger beside the archive.
+    """
+    ledger = Ledger(out)
+    job = ledger.job()
+    archive, denoised = open_archive(job.archive), open_archive(out, create=True)
+    damaged = dict(verify(out))
+    model = prepare(load_model(job.model), job.settings)
+    run = _Run(archive, model, read_card(job.model)["weights_sha256"], job.settings, denoised)
+    run.plan()
+    for plan in run.plans:
+        if plan.name in damaged:
+            run.reopen(plan, damaged[plan.name])
+    run.denoise(0, 1)
+    denoised.close()
+    return damaged, run.report
+
+
+def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
+    """Read back every file of every scene that was completed, against its checksum.
+
+    Yields
+    ------
+    name, files
+        For each scene that is not as it was written: the files that are missing or have other bytes.
+    """
+    ledger = Ledger(out)
+    for name in ledger.completed():
+        known = ledger.checksums(name)
+        assert known is not None
+        bad = [file for file, sum_ in known[1].items() if _crc32c(out / name / file) != sum_]
+        if bad:
+            yield name, bad
+
+
+def _crc32c(file: Path) -> int | None:
+    try:
+        return crc32c_of(file)
+    except OSError:
+        return None
 
 
 class _Run:
@@ -146,6 +206,11 @@ class _Run:
         for plan in self.plans:
             self.ledger.forget(plan)
             self.out.remove(plan.name)
+
+    def reopen(self, plan: ScenePlan, damaged: list[str]) -> None:
+        """Make a draft of a scene again, without the damaged files."""
+        header = self._header(self.scenes[plan.name])
+        self._drafts[plan.name] = self.out.reopen(plan.name, header, plan.fingerprint, damaged)
 
     def denoise(self, worker: int, workers: int) -> None:
         """Compute this worker's share: units are read ahead, computed, and written behind."""
@@ -237,16 +302,18 @@ class _Run:
     def _write(self, unit: Unit, found: DenoisedWindow) -> None:
         """Write and record a unit, and make its scene visible if it was the last."""
         scene, draft, window = self.scenes[unit.scene.name], self._draft(unit.scene), unit.window
-        arrays = [RADIANCE]
+        inside = partition(window.height, window.width, *draft.scene.shard_shape)
+        shards = [shard.shift(window.y0, window.x0) for shard in inside]
+        files = [draft.scene.shard_path(shard) for shard in shards]
         if scene.has_mask:
             valid = scene.valid_mask(window)
             found.values[:, ~valid] = 0.0
             draft.write_mask(window, valid)
+            files += [draft.scene.mask_path(shard) for shard in shards]
         draft.write(window, found.values)
         if found.codes is not None:
             draft.write_codes(window, found.codes)
-            arrays.append(CODES)
-        files = [file for array in arrays for file in _files(draft, window, array)]
+            files += [draft.scene.shard_path(shard, CODES) for shard in shards]
         sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
         self.ledger.write(unit, Record(checksums=sums, tiles=found.tiles))
         self._finish(unit.scene)
@@ -261,11 +328,21 @@ class _Run:
             tiles = {(tile.y0, tile.x0): tile for record in records if record for tile in record.tiles}
             draft = self._drafts.pop(plan.name, None) or self._draft(plan)
             self._attach(draft, plan, tiles)
-            draft.publish()
+            draft.publish(lambda: self._complete(draft, plan, records))
             self.report.convergence += Convergence.of(tiles.values())
             if self.settings.codes:
                 self.report.code_bytes += self.out[plan.name].code_bytes
                 self.report.pixel_bytes += 4 * math.prod(self.scenes[plan.name].shape)
+
+    def _complete(self, draft: SceneDraft, plan: ScenePlan, records: list[Record | None]) -> None:
+        """Record what a scene holds that is about to become visible."""
+        files = (file for file in draft.path.rglob("*") if file.is_file())
+        sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
+        for record in records:
+            for name, sum_ in record.checksums.items() if record else ():
+                if sums.get(name) != sum_:
+                    raise SceneError(f"{name} is not on disk as it was written; run the same command again")
+        self.ledger.complete(plan, sums)
 
     def _draft(self, plan: ScenePlan) -> SceneDraft:
         with self._lock:
@@ -334,9 +411,3 @@ def _ahead(
         if len(begun) > most:
             yield begun.popleft()
     yield from begun
-
-
-def _files(draft: SceneDraft, unit: Window, array: str) -> list[Path]:
-    """Shard files of a unit of an array."""
-    shards = partition(unit.height, unit.width, *draft.scene.shard_shape)
-    return [draft.scene.shard_path(shard.shift(unit.y0, unit.x0), array) for shard in shards]

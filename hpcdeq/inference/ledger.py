@@ -11,13 +11,15 @@ import json
 import os
 import shutil
 import uuid
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+from hpcdeq.errors import ConfigError
 from hpcdeq.inference.plan import ScenePlan, Unit
-from hpcdeq.inference.tiles import TileSolution
+from hpcdeq.inference.tiles import DenoiseSettings, TileSolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,16 @@ class Record:
     """crc32c of every file that was written, by its path inside the scene."""
     tiles: list[TileSolution]
     """How each tile of the unit was solved."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is being done: enough to go on with it, or to repair what it made."""
+
+    archive: Path
+    """The archive that is denoised."""
+    model: Path
+    settings: DenoiseSettings
 
 
 class Ledger:
@@ -41,6 +53,36 @@ class Ledger:
 
     def __init__(self, out: Path) -> None:
         self.folder = out.with_name(f"{out.name}.ledger")
+
+    def begin(self, job: Job, scenes: Sequence[ScenePlan]) -> None:
+        """Note what is being done, and the plan of it: the same by every worker."""
+        stored = {
+            "archive": str(job.archive.absolute()),
+            "model": str(job.model.absolute()),
+            "settings": asdict(job.settings),
+            "scenes": [[s.name, s.fingerprint, sum(1 for _ in s.units())] for s in scenes],
+        }
+        if _read(self.folder / "job.json") != stored:
+            _write(self.folder / "job.json", stored)
+
+    def job(self) -> Job:
+        """Return what is being, or was, done.
+
+        Raises
+        ------
+        ConfigError
+            If nothing was: there is no ledger beside the archive.
+        """
+        stored = _read(self.folder / "job.json")
+        if stored is None:
+            raise ConfigError(
+                f"there is no {self.folder}: it lies beside an archive that hpcdeq denoise wrote, and says what was written"
+            )
+        return Job(Path(stored["archive"]), Path(stored["model"]), DenoiseSettings(**stored["settings"]))
+
+    def completed(self) -> list[str]:
+        """Names of all scenes that were completed."""
+        return sorted(path.stem for path in (self.folder / "complete").glob("*.json"))
 
     def read(self, unit: Unit) -> Record | None:
         """Return the record of a unit, or None if it is not finished."""

@@ -10,9 +10,11 @@ import xarray
 import zarr
 
 from hpcdeq.archive import Archive, open_archive
+from hpcdeq.archive.layout import FINGERPRINT
 from hpcdeq.archive.validate import check_scene
 from hpcdeq.errors import ConfigError, SceneError
-from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array, tiles
+from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array, plan, tiles
+from hpcdeq.inference.ledger import Record
 from hpcdeq.inference.tiles import NoisyWindow, denoise_windows, prepare, reach
 from hpcdeq.models import (
     CnnSettings,

@@ -1,0 +1,22 @@
+"""``hpcdeq repair``: what is damaged or missing in what was denoised, denoised again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def repair(out: Annotated[Path, typer.Argument(help="Archive that denoise wrote.")]) -> None:
+    """Verify, and denoise again just what is damaged, missing or was never finished."""
+    from hpcdeq.console import say
+    from hpcdeq.errors import PartialFailureError
+    from hpcdeq.inference import repair_archive
+
+    damaged, report = repair_archive(out)
+    say(
+        f"{sum(map(len, damaged.values()))} damaged files in {len(damaged)} scenes; {len(report.done)} scenes made whole"
+    )
+    if report.failed:
+        raise PartialFailureError("not denoised: " + ", ".join(report.failed))

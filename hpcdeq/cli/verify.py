@@ -1,0 +1,31 @@
+"""``hpcdeq verify``: what was denoised, read back against its checksums."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    out: Annotated[Path, typer.Argument(help="Archive that denoise wrote.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result for a script.")] = False,
+) -> None:
+    """Read back every file of every scene that was completed, and name those that are missing or not as they were written."""
+    from hpcdeq.console import result, result_json
+    from hpcdeq.errors import PartialFailureError
+    from hpcdeq.inference import verify as run
+
+    bad = dict(run(out))
+    if as_json:
+        result_json({"bad": bad})
+    else:
+        for name, files in bad.items():
+            result("\n".join(f"{name}: {file}" for file in files))
+    if bad:
+        count = sum(map(len, bad.values()))
+        raise PartialFailureError(
+            f"{count} files of {len(bad)} scenes are missing or not as they were written: {', '.join(bad)}; "
+            f"mend them with: hpcdeq repair {out}"
+        )
