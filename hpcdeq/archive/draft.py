@@ -51,7 +51,12 @@ class SceneDraft:
         if not path.exists():
             making = archive.attempt(name)
             _create(making, header)
-            making.rename(path)
+            try:
+                making.rename(path)
+            except OSError:  # another process was faster
+                shutil.rmtree(making)
+                if not path.exists():
+                    raise
         self.scene = Scene(path)
         self.scene.name = name
         self._writable = zarr.open_group(path, mode="r+", zarr_format=3)
@@ -70,15 +75,18 @@ class SceneDraft:
         )
         assert begins, f"{window} does not begin at a shard"
         assert ends, f"{window} does not end at a shard"
-        self._array(RADIANCE)[(slice(None), *window.slices)] = values
+        files = [self.scene.shard_path(shard) for shard in self.scene.shards(window)]
+        self._write(RADIANCE, (slice(None), *window.slices), values, files)
 
     def write_codes(self, window: Window, codes: NDArray[np.float16]) -> None:
         """Write the sparse codes (code, y, x) of a window of whole shards."""
-        self._array(layout.CODES)[(slice(None), *window.slices)] = codes
+        files = [self.scene.shard_path(shard, layout.CODES) for shard in self.scene.shards(window)]
+        self._write(layout.CODES, (slice(None), *window.slices), codes, files)
 
     def write_mask(self, window: Window, valid: NDArray[np.bool_]) -> None:
         """Write the validity (y, x) of a window of whole shards."""
-        self._array(layout.VALID_MASK)[window.slices] = valid.astype(np.uint8)
+        files = [self.scene.mask_path(shard) for shard in self.scene.shards(window)]
+        self._write(layout.VALID_MASK, window.slices, valid.astype(np.uint8), files)
 
     def attach(self, name: str, dimensions: tuple[str, ...], values: NDArray[Any]) -> None:
         """Put a small array beside the pixels, in one step; one that is there already stays."""
@@ -144,18 +152,27 @@ class SceneDraft:
         """Of damaged files put those right that every new draft has, and remove what `attach` made."""
         new = self.archive.attempt(self.name)
         _create(new, header)
-        pixels = {RADIANCE, layout.CODES, layout.VALID_MASK}
+        rewritten = {RADIANCE, layout.CODES, layout.VALID_MASK, SHARD_CHECKSUM}
         for name in damaged:
             if (new / name).is_file():
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (new / name).replace(self.path / name)
-            elif (array := Path(name).parts[0]) not in pixels:
+            elif (array := Path(name).parts[0]) not in rewritten:
                 shutil.rmtree(self.path / array, ignore_errors=True)
         shutil.rmtree(new)
 
     def discard(self) -> None:
         """Remove the draft."""
         shutil.rmtree(self.path, ignore_errors=True)
+
+    def _write(self, name: str, where: Any, values: NDArray[Any], files: list[Path]) -> None:
+        try:
+            self._array(name)[where] = values
+        except (ValueError, RuntimeError):
+            # Zarr reads the shards at a scene's border before it writes them; those that a crash has cut off cannot be read.
+            for file in files:
+                file.unlink(missing_ok=True)
+            self._array(name)[where] = values
 
     def _array(self, name: str) -> zarr.Array[Any]:
         array = cast("zarr.Array[Any]", self._writable[name])

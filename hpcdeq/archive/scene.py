@@ -113,9 +113,11 @@ class Scene:
         _, y, x = self.radiance.shards or self.radiance.chunks
         return y, x
 
-    def shards(self) -> Iterator[Window]:
-        """Windows of all shards, row by row."""
-        return partition(self.shape[1], self.shape[2], *self.shard_shape)
+    def shards(self, window: Window | None = None) -> Iterator[Window]:
+        """Windows of all shards, row by row; or of those in a window that begins at one."""
+        window = window or self.extent
+        for shard_ in partition(window.height, window.width, *self.shard_shape):
+            yield shard_.shift(window.y0, window.x0)
 
     def stored(self, window: Window | None = None) -> NDArray[Any]:
         """Pixels ``(band, y, x)`` of a window as they are stored: to be multiplied by `scale_factor`.

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import zarr
+from zarr.errors import ContainsGroupError
 
 from hpcdeq.archive import layout
 from hpcdeq.archive.draft import SceneDraft
@@ -86,6 +87,7 @@ class Archive:
         damaged
             Files that are missing or have other bytes than were written, by their paths inside the scene.
         """
+        self.staging.mkdir(exist_ok=True)
         path = self._shared_path(name, fingerprint)
         with contextlib.suppress(FileNotFoundError):
             (self.path / layout.check_name(name)).rename(path)
@@ -107,6 +109,7 @@ class Archive:
 
     def remove(self, name: str) -> None:
         """Remove a complete scene, if there is one."""
+        self.staging.mkdir(exist_ok=True)
         aside = self.attempt(name)
         with contextlib.suppress(FileNotFoundError):
             (self.path / layout.check_name(name)).rename(aside)
@@ -156,7 +159,8 @@ def open_archive(path: Path | str, *, create: bool = False) -> Archive:
     """
     path = Path(path)
     if create and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
-        zarr.create_group(path, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
+        with contextlib.suppress(ContainsGroupError):  # another process was faster
+            zarr.create_group(path, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
     if not path.exists():
         raise ArchiveNotFoundError(
             f"no archive at {path}; make one with: hpcdeq ingest RAW... --archive {path}"

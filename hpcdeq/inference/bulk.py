@@ -6,6 +6,7 @@ the last unit of a scene makes it visible. Two copies of one worker do no harm: 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -37,7 +38,7 @@ from hpcdeq.inference.tiles import (
 )
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.models.files import read_card
-from hpcdeq.tiling import cells_along, partition
+from hpcdeq.tiling import cells_along
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -251,7 +252,8 @@ class _Run:
                 bar.advance()
         for plan in dict.fromkeys(unit.scene for unit in own):
             if not visible[plan.name]:
-                self._finish(plan)
+                with self._unless_visible(plan):
+                    self._finish(plan)
                 if self._is_visible(plan):
                     self.report.done.append(plan.name)
 
@@ -301,9 +303,24 @@ class _Run:
 
     def _write(self, unit: Unit, found: DenoisedWindow) -> None:
         """Write and record a unit, and make its scene visible if it was the last."""
+        with self._unless_visible(unit.scene):
+            self._write_unit(unit, found)
+            self._finish(unit.scene)
+
+    @contextlib.contextmanager
+    def _unless_visible(self, plan: ScenePlan) -> Iterator[None]:
+        """In here a draft may be taken away at any moment, as another copy of this worker makes the scene visible."""
+        try:
+            yield
+        except Exception:
+            if not self._is_visible(plan):
+                raise
+        if self._is_visible(plan) and (draft := self._drafts.pop(plan.name, None)):
+            draft.discard()  # what was written since then
+
+    def _write_unit(self, unit: Unit, found: DenoisedWindow) -> None:
         scene, draft, window = self.scenes[unit.scene.name], self._draft(unit.scene), unit.window
-        inside = partition(window.height, window.width, *draft.scene.shard_shape)
-        shards = [shard.shift(window.y0, window.x0) for shard in inside]
+        shards = list(draft.scene.shards(window))
         files = [draft.scene.shard_path(shard) for shard in shards]
         if scene.has_mask:
             valid = scene.valid_mask(window)
@@ -316,7 +333,6 @@ class _Run:
             files += [draft.scene.shard_path(shard, CODES) for shard in shards]
         sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
         self.ledger.write(unit, Record(checksums=sums, tiles=found.tiles))
-        self._finish(unit.scene)
 
     def _finish(self, plan: ScenePlan) -> None:
         """Make a scene visible if all of its units are recorded and nobody has done so."""
@@ -326,7 +342,7 @@ class _Run:
             records = [self.ledger.read(unit) for unit in plan.units()]
             # Units share the tiles at their borders.
             tiles = {(tile.y0, tile.x0): tile for record in records if record for tile in record.tiles}
-            draft = self._drafts.pop(plan.name, None) or self._draft(plan)
+            draft = self._draft(plan)
             self._attach(draft, plan, tiles)
             draft.publish(lambda: self._complete(draft, plan, records))
             self.report.convergence += Convergence.of(tiles.values())
@@ -338,6 +354,8 @@ class _Run:
         """Record what a scene holds that is about to become visible."""
         files = (file for file in draft.path.rglob("*") if file.is_file())
         sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
+        if not draft.path.exists():
+            raise SceneError(f"{draft.path} was taken away")
         for record in records:
             for name, sum_ in record.checksums.items() if record else ():
                 if sums.get(name) != sum_:

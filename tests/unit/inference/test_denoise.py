@@ -146,7 +146,8 @@ def test_a_killed_run_goes_on_and_never_shows_half_a_scene(
     monkeypatch.setattr(bulk.Ledger, "write", counted)
     with pytest.raises(Killed):
         denoise_archive(archive, model_folder, tmp_path / "cut.zarr", settings)
-    assert open_archive(tmp_path / "cut.zarr").names() == []
+    # Later units may be under way already when one fails.
+    assert written[1][0] not in open_archive(tmp_path / "cut.zarr")
     denoise_archive(archive, model_folder, tmp_path / "cut.zarr", settings)
     # Two units of the first scene: one was finished before the kill, and is not computed again.
     assert written.count(written[0]) == 1
