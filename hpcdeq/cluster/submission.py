@@ -15,9 +15,9 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -105,10 +105,7 @@ def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *argumen
         If there is no SLURM here, or it refuses the job; with its words.
     """
     executor = _slurm_executor(request, folder)
-    if shutil.which("sbatch") is None:
-        raise SubmissionError(
-            "sbatch is not on PATH: submit from a login node of the cluster; --dry-run and --cluster local need no SLURM"
-        )
+    _check_slurm_is_here()
     _make_private(folder)
     if "dependency" not in request.slurm:
         _check_not_queued(folder)
@@ -120,6 +117,59 @@ def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *argumen
         except FailedJobError as error:
             raise SubmissionError(f"sbatch did not take the job: {str(error).strip()}") from error
     return Submitted(job.job_id, job.paths.stdout, job.paths.submission_file)
+
+
+def submit_each(
+    request: JobRequest, folder: Path, work: Callable[..., Any], items: Sequence[tuple[Any, ...]]
+) -> list[Submitted]:
+    """Hand a job array to SLURM: jobs on a node each that know nothing of each other, and return at once.
+
+    Each is queued again by itself when one of its processes has stopped because it was asked to.
+
+    Parameters
+    ----------
+    request
+        What each job asks for; ``nodes`` of them, one for each item.
+    folder, work
+        As those of `submit`.
+    items
+        The arguments of each job.
+
+    Returns
+    -------
+    list
+        The jobs, in the order of the items. A site that bounds the size of arrays gets several.
+
+    Raises
+    ------
+    ConfigError, SubmissionError
+        As `submit`.
+    """
+    executor = _slurm_executor(replace(request, nodes=1), folder, together=False)
+    _check_slurm_is_here()
+    _make_private(folder)
+    if "dependency" not in request.slurm:
+        _check_not_queued(folder)
+    from submitit.core.utils import FailedJobError
+
+    jobs = []
+    most = _largest_array()
+    with _outside_of_any_job():
+        for first in range(0, len(items), most):
+            part = items[first : first + most]
+            executor.update_parameters(array_parallelism=len(part))
+            try:
+                jobs += executor.map_array(_Task(work, together=False), *zip(*part, strict=True))
+            except FailedJobError as error:
+                raise SubmissionError(f"sbatch did not take the job: {str(error).strip()}") from error
+    return [Submitted(job.job_id, job.paths.stdout, job.paths.submission_file) for job in jobs]
+
+
+def _largest_array() -> int:
+    """How many jobs the site lets an array have; SLURM's default if it does not say."""
+    _, words = _slurm("scontrol", "show", "config")
+    told = re.search(r"MaxArraySize\s*=\s*([0-9]+)", words)
+    return max(1, int(told[1]) - 1) if told else 1000
 
 
 def run_local(request: JobRequest, folder: Path, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -177,8 +227,10 @@ class _Ended:
 class _Task:
     """What every task of a job runs: the work, and what to do when it was asked to stop."""
 
-    def __init__(self, work: Callable[..., Any]) -> None:
+    def __init__(self, work: Callable[..., Any], *, together: bool = True) -> None:
         self.work = work
+        self.together = together
+        """Whether all processes of the job stop when one is asked to, so that the first can speak for them."""
 
     def __call__(self, *arguments: Any) -> _Ended:
         logging.getLogger("submitit").setLevel(logging.ERROR)  # it would call whatever ended a success
@@ -200,7 +252,8 @@ class _Task:
                 say(str(error))
                 # With any other code than 0, srun would end the job as failed before it is queued again.
                 code = 0
-                if local or (environment.global_rank == 0 and not _goes_on(environment.job_id, asked.signal)):
+                speaks = environment.global_rank == 0 or not self.together
+                if local or (speaks and not _goes_on(environment.job_id, asked.signal)):
                     code = error.exit_code
             except HpcdeqError as error:
                 complain(str(error))
@@ -279,7 +332,7 @@ def _submitit() -> Any:
     return submitit
 
 
-def _slurm_executor(request: JobRequest, folder: Path) -> submitit.SlurmExecutor:
+def _slurm_executor(request: JobRequest, folder: Path, *, together: bool = True) -> submitit.SlurmExecutor:
     _submitit()
     import shlex
 
@@ -317,12 +370,19 @@ def _slurm_executor(request: JobRequest, folder: Path) -> submitit.SlurmExecutor
         wckey=None,
         stderr_to_stdout=True,
         setup=_SETUP,
-        # One dead rank ends all; one that is done waits for the others; srun does not take the number of cores from sbatch.
-        srun_args=["--open-mode=append", "--kill-on-bad-exit=1", "--wait=0", *own],
+        # One dead rank ends all that work together; one that is done waits for the others; srun does not take the number of cores from sbatch.
+        srun_args=["--open-mode=append", f"--kill-on-bad-exit={int(together)}", "--wait=0", *own],
         additional_parameters={key: value for key, value in options.items() if value is not None}
         | {key: value or True for key, value in request.slurm.items()},
     )
     return executor
+
+
+def _check_slurm_is_here() -> None:
+    if shutil.which("sbatch") is None:
+        raise SubmissionError(
+            "sbatch is not on PATH: submit from a login node of the cluster; --dry-run and --cluster local need no SLURM"
+        )
 
 
 def _make_private(folder: Path) -> None:
@@ -340,7 +400,7 @@ def _make_private(folder: Path) -> None:
 
 
 def _check_not_queued(folder: Path) -> None:
-    _, ids = _slurm("squeue", "--noheader", "--me", "--format=%A")
+    _, ids = _slurm("squeue", "--noheader", "--me", "--format=%F")
     before = {path.name.split("_")[0] for path in folder.glob("*_submission.sh")}
     queued = sorted(before & set(ids.split()))
     if queued:
