@@ -14,9 +14,9 @@ def stage(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Stage:
     return Stage(lab, folder, make_archive(folder, None))
 
 
-# Without `limit`, `cut` and `crash`, which take long: test_jobs.py has jobs that meet these.
+# Without the others, which take long: test_jobs.py has jobs that meet them.
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["kill", "requeue", "preempt"])
+@pytest.mark.parametrize("kind", ["kill", "requeue"])
 def test_a_disturbed_job_leaves_what_an_undisturbed_one_leaves(stage: Stage, kind: str) -> None:
     run = stage.disturb(kind, seed="2")
     assert run.problems == []

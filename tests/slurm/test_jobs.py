@@ -7,7 +7,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,11 +14,9 @@ from typing import Any
 
 import pytest
 
-from hpcdeq.archive import open_archive
 from hpcdeq.cluster.request import JobRequest
 from hpcdeq.cluster.submission import Submitted, submit
 from hpcdeq.errors import SubmissionError
-from tests.conftest import add_scene, smooth_scene
 from tests.slurm import jobs
 from tests.slurm.lab import ROOT, Lab, until
 
@@ -177,48 +174,6 @@ def test_what_slurm_says_of_a_wrong_request_is_passed_on(cluster: Lab, tmp_path:
     request = JobRequest(time="5", partition="gpux")
     with pytest.raises(SubmissionError, match=r"did not take the job: .*[Ii]nvalid partition"):
         submit(request, tmp_path / "jobs", jobs.count, str(tmp_path), 1, 0)
-
-
-def test_training_on_two_nodes_that_is_queued_again_gives_the_model_of_two_local_processes(
-    cluster: Lab, tmp_path: Path
-) -> None:
-    archive = open_archive(tmp_path / "clean.zarr", create=True)
-    for i in range(2):
-        add_scene(archive, f"scene{i}", smooth_scene(i, 7, 100, 100))
-    settings = [
-        f"data.train={archive.path}",
-        "data.val_blocks=2",
-        "data.batch=4",
-        "model.block=24",
-        "model.prior.layers=2",
-        "model.prior.filters=6",
-        "model.support.size=3",
-        "dictionary.atoms=20",
-        "dictionary.sparsity=2",
-        "dictionary.iterations=2",
-        "training.pretrain_steps=0",
-        "training.steps=40",
-        "training.support_sizes=[]",
-        "training.largest_residual=10",
-    ]
-
-    def hpcdeq(run: str, *options: str) -> str:
-        command = [sys.executable, "-m", "hpcdeq", "submit", "train", f"run={tmp_path / run}", *settings]
-        done = subprocess.run([*command, *options], capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout.strip()
-
-    job = hpcdeq("cut", "--nodes=2", "--profile=lab", "--cpus-per-task=1")
-    log = tmp_path / f"cut/jobs/{job}_0_log.out"
-    until(lambda: log.exists() and "train step 0" in log.read_text(), lambda: f"training: {log}")
-    cluster.run("scancel", "--signal=USR2", job)
-    whole = hpcdeq("whole", "--cluster=local", "--tasks-per-node=2", "--cpus-per-task=1")
-    assert whole == str(tmp_path / "whole/model")
-    cluster.wait(job, "COMPLETED")
-    assert cluster.restarts(job) == 1
-    assert "continuing" in log.read_text()
-    files = [tmp_path / run / "model/model.safetensors" for run in ("cut", "whole")]
-    assert files[0].read_bytes() == files[1].read_bytes()
 
 
 PROGRAM = """#!/bin/bash

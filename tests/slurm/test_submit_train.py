@@ -58,10 +58,9 @@ def losses(run: Path) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", MODELS)
-def test_three_nodes_learn_what_one_process_does(lab: Lab, archive: Path, tmp_path: Path, model: str) -> None:
-    def submit(name: str, *options: str) -> str:
-        command = [sys.executable, "-m", "hpcdeq", "submit", "train", f"run={tmp_path / name}"]
+def test_three_nodes_learn_what_one_process_does(lab: Lab, archive: Path, tmp_path: Path) -> None:
+    def submit(model: str, name: str, *options: str) -> str:
+        command = [sys.executable, "-m", "hpcdeq", "submit", "train", f"run={tmp_path / model / name}"]
         settings = [f"data.train={archive}", *SETTINGS, *MODELS[model]]
         done = subprocess.run(
             [*command, *settings, *options],
@@ -74,16 +73,23 @@ def test_three_nodes_learn_what_one_process_does(lab: Lab, archive: Path, tmp_pa
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    jobs = [submit(name, engine, "--profile=lab", "--nodes=3") for name, engine in ENGINES.items()]
-    submit("alone", "--cluster=debug")
+    jobs = [
+        submit(model, name, engine, "--profile=lab", "--nodes=3")
+        for model in MODELS
+        for name, engine in ENGINES.items()
+    ]
+    for model in MODELS:
+        submit(model, "alone", "--cluster=debug")
     for job in jobs:
         lab.wait(job, "COMPLETED", seconds=180)
-    one = load_file(tmp_path / "alone/model/model.safetensors")
-    for name in ENGINES:
-        many = load_file(tmp_path / name / "model/model.safetensors")
-        assert many.keys() == one.keys()
-        for key, expected in one.items():
-            assert (many[key] - expected).abs().max() < 1e-4 * expected.abs().max(), f"{name}: {key}"
-        # A third of each batch is summed by itself, and the thirds are added up.
-        torch.testing.assert_close(losses(tmp_path / name), losses(tmp_path / "alone"), rtol=2e-6, atol=0)
-    assert len(losses(tmp_path / "alone")) == 30
+    for model in MODELS:
+        alone = tmp_path / model / "alone"
+        one = load_file(alone / "model/model.safetensors")
+        assert len(losses(alone)) == 30
+        for name in ENGINES:
+            many = load_file(tmp_path / model / name / "model/model.safetensors")
+            assert many.keys() == one.keys()
+            for key, expected in one.items():
+                assert (many[key] - expected).abs().max() < 1e-4 * expected.abs().max(), f"{name}: {key}"
+            # A third of each batch is summed by itself, and the thirds are added up.
+            torch.testing.assert_close(losses(tmp_path / model / name), losses(alone), rtol=2e-6, atol=0)
