@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,9 +24,47 @@ submit = typer.Typer(
 )
 
 
-@submit.callback()
-def _verbs() -> None:
-    """Keep the verb's name on the command line while there is only one."""
+# What every verb's job may ask for.
+_ASKED = (
+    *("nodes", "gpus-per-node", "tasks-per-node", "cpus-per-task", "mem", "time", "partition", "account"),
+    *("qos", "constraint", "job-name", "signal-seconds"),
+)
+_Cluster = Annotated[
+    Cluster, typer.Option(help="slurm; local: processes of this machine, waited for; debug: in this process.")
+]
+_Profile = Annotated[
+    str | None,
+    typer.Option(
+        help="YAML file with these options, or the name of one in slurm/profiles/; the command line wins."
+    ),
+]
+_Nodes = Annotated[int | None, typer.Option(help="Nodes. (default: 1)")]
+_GpusPerNode = Annotated[int | None, typer.Option(help="GPUs of each node. (default: 0)")]
+_TasksPerNode = Annotated[
+    int | None, typer.Option(help="Processes on each node. (default: one a GPU, or one)")
+]
+_CpusPerTask = Annotated[int | None, typer.Option(help="Cores, and threads, of each process.")]
+_Mem = Annotated[str | None, typer.Option(help="Memory of each node, e.g. 64G.")]
+_Time = Annotated[
+    str | None,
+    typer.Option(help="Longest time of one attempt: minutes, H:MM:SS or D-HH. Needed for slurm."),
+]
+_Partition = Annotated[str | None, typer.Option(help="Partition to queue in.")]
+_Account = Annotated[str | None, typer.Option(help="Account that pays.")]
+_Qos = Annotated[str | None, typer.Option(help="Quality of service.")]
+_Constraint = Annotated[str | None, typer.Option(help="Features of the nodes, e.g. 'a100|h100'.")]
+_JobName = Annotated[str | None, typer.Option(help="Name in the queue. (default: hpcdeq-VERB)")]
+_SignalSeconds = Annotated[
+    int | None,
+    typer.Option(help="How long before its end an attempt is told to stop. (default: 120)"),
+]
+_Slurm = Annotated[
+    list[str] | None,
+    typer.Option(metavar="KEY[=VALUE]", help="Another option of sbatch, e.g. exclude=n3; may be repeated."),
+]
+_DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what sbatch would be given, and write nothing.")
+]
 
 
 @submit.command()
@@ -36,77 +74,33 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. data.train=scenes.zarr run=runs/a"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; see configs/.")] = None,
-    cluster: Annotated[
-        Cluster,
-        typer.Option(help="slurm; local: processes of this machine, waited for; debug: in this process."),
-    ] = Cluster.SLURM,
-    profile: Annotated[
-        str | None,
-        typer.Option(
-            help="YAML file with these options, or the name of one in slurm/profiles/; the command line wins."
-        ),
-    ] = None,
-    nodes: Annotated[int | None, typer.Option(help="Nodes. (default: 1)")] = None,
-    gpus_per_node: Annotated[int | None, typer.Option(help="GPUs of each node. (default: 0)")] = None,
-    tasks_per_node: Annotated[
-        int | None, typer.Option(help="Processes on each node. (default: one a GPU, or one)")
-    ] = None,
-    cpus_per_task: Annotated[int | None, typer.Option(help="Cores, and threads, of each process.")] = None,
-    mem: Annotated[str | None, typer.Option(help="Memory of each node, e.g. 64G.")] = None,
-    time: Annotated[
-        str | None,
-        typer.Option(help="Longest time of one attempt: minutes, H:MM:SS or D-HH. Needed for slurm."),
-    ] = None,
-    partition: Annotated[str | None, typer.Option(help="Partition to queue in.")] = None,
-    account: Annotated[str | None, typer.Option(help="Account that pays.")] = None,
-    qos: Annotated[str | None, typer.Option(help="Quality of service.")] = None,
-    constraint: Annotated[str | None, typer.Option(help="Features of the nodes, e.g. 'a100|h100'.")] = None,
-    job_name: Annotated[str | None, typer.Option(help="Name in the queue. (default: hpcdeq-train)")] = None,
-    signal_seconds: Annotated[
-        int | None,
-        typer.Option(help="How long before its end an attempt is told to write a checkpoint. (default: 120)"),
-    ] = None,
-    slurm: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="KEY[=VALUE]", help="Another option of sbatch, e.g. exclude=n3; may be repeated."
-        ),
-    ] = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print what sbatch would be given, and write nothing.")
-    ] = False,
+    cluster: _Cluster = Cluster.SLURM,
+    profile: _Profile = None,
+    nodes: _Nodes = None,
+    gpus_per_node: _GpusPerNode = None,
+    tasks_per_node: _TasksPerNode = None,
+    cpus_per_task: _CpusPerTask = None,
+    mem: _Mem = None,
+    time: _Time = None,
+    partition: _Partition = None,
+    account: _Account = None,
+    qos: _Qos = None,
+    constraint: _Constraint = None,
+    job_name: _JobName = None,
+    signal_seconds: _SignalSeconds = None,
+    slurm: _Slurm = None,
+    dry_run: _DryRun = False,
 ) -> None:
     """Train as a job. On SLURM it is queued again at its time limit, and goes on, until it is finished.
 
     Prints the job's number (slurm) and returns, or waits and prints the model's folder (local, debug).
     """
-    from hpcdeq.cluster.request import job_request, slurm_options
+    request = _request("train", locals())
     from hpcdeq.cluster.submission import run_local, sbatch_text
     from hpcdeq.cluster.submission import submit as submit_job
     from hpcdeq.config import load_train_config
     from hpcdeq.console import result, say
-    from hpcdeq.errors import ConfigError
 
-    request = job_request(
-        {
-            "nodes": nodes,
-            "gpus-per-node": gpus_per_node,
-            "tasks-per-node": tasks_per_node,
-            "cpus-per-task": cpus_per_task,
-            "mem": mem,
-            "time": time,
-            "partition": partition,
-            "account": account,
-            "qos": qos,
-            "constraint": constraint,
-            "job-name": job_name,
-            "signal-seconds": signal_seconds,
-            "slurm": slurm_options(slurm or []),
-        },
-        profile,
-    )
-    if dry_run and cluster != Cluster.SLURM:
-        raise ConfigError(f"--dry-run shows what sbatch would be given; --cluster {cluster} gives it nothing")
     resolved = load_train_config(config, overrides or [])
     folder = resolved.run / "jobs"
     if dry_run:
@@ -123,3 +117,98 @@ def train(
         job = submit_job(request, folder, train_job, plain)
         say(f"job {job.id} is in the queue; it was given {job.script}; rank 0 says what it does in {job.log}")
         result(job.id)
+
+
+@submit.command()
+def denoise(
+    archive: Annotated[Path, typer.Argument(help="Archive of noisy scenes.")],
+    model: Annotated[Path, typer.Option(help="Model folder, as train writes it.")],
+    out: Annotated[Path, typer.Option(help="Archive to write.")],
+    overlap: Annotated[
+        int | None,
+        typer.Option(help="Pixels shared by neighbouring tiles; 0 for none. [default: a third of a tile]"),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Tiles computed at once on a GPU.")] = 16,
+    iterations: Annotated[
+        int | None, typer.Option(help="Most solver iterations. [default: the model's]")
+    ] = None,
+    tolerance: Annotated[float | None, typer.Option(help="Solver tolerance. [default: the model's]")] = None,
+    precision: Annotated[
+        str, typer.Option(help="float32 or bfloat16: what the prior computes in.")
+    ] = "float32",
+    codes: Annotated[
+        bool, typer.Option("--codes", help="Also keep the sparse codes: supports and coefficients.")
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    cluster: _Cluster = Cluster.SLURM,
+    profile: _Profile = None,
+    nodes: _Nodes = None,
+    gpus_per_node: _GpusPerNode = None,
+    tasks_per_node: _TasksPerNode = None,
+    cpus_per_task: _CpusPerTask = None,
+    mem: _Mem = None,
+    time: _Time = None,
+    partition: _Partition = None,
+    account: _Account = None,
+    qos: _Qos = None,
+    constraint: _Constraint = None,
+    job_name: _JobName = None,
+    signal_seconds: _SignalSeconds = None,
+    slurm: _Slurm = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Denoise an archive as jobs, one a node, which need not run at the same time.
+
+    Each is queued again by itself at its time limit, and goes on. Prints the jobs' number (slurm) and returns, or waits and
+    prints the archive (local, debug). The same command continues what was ended.
+    """
+    request = _request("denoise", locals())
+    from dataclasses import asdict
+
+    from hpcdeq.cluster.submission import run_local, sbatch_text, submit_each
+    from hpcdeq.console import result, say
+    from hpcdeq.inference import DenoiseSettings
+    from hpcdeq.inference.job import denoise_job
+
+    settings = DenoiseSettings(
+        overlap=overlap,
+        batch=batch,
+        iterations=iterations,
+        tolerance=tolerance,
+        precision=precision,  # type: ignore[arg-type]  # checked there
+        codes=codes,
+        device=device,
+    )
+    folder = out.with_name(f"{out.name}.ledger") / "jobs"
+    if dry_run:
+        result(sbatch_text(request, folder).rstrip())
+        return
+    what: tuple[Any, ...] = (
+        *(str(path.absolute()) for path in (archive, model, out)),
+        asdict(settings),
+    )
+    if cluster == Cluster.DEBUG:
+        result(denoise_job(*what, 0, 1))
+    elif cluster == Cluster.LOCAL:
+        result(run_local(request, folder, denoise_job, *what, 0, 1))
+    else:
+        items = [(*what, job, request.nodes) for job in range(request.nodes)]
+        jobs = submit_each(request, folder, denoise_job, items)
+        say(f"{len(jobs)} jobs are in the queue, from {jobs[0].id} to {jobs[-1].id}; their logs: {folder}")
+        result(jobs[0].id.partition("_")[0])
+
+
+def _request(verb: str, options: dict[str, Any]) -> Any:
+    """What a verb's options ask of the cluster."""
+    from dataclasses import replace
+
+    from hpcdeq.cluster.request import job_request, slurm_options
+    from hpcdeq.errors import ConfigError
+
+    if options["dry_run"] and options["cluster"] != Cluster.SLURM:
+        raise ConfigError(
+            f"--dry-run shows what sbatch would be given; --cluster {options['cluster']} gives it nothing"
+        )
+    asked = {name: options[name.replace("-", "_")] for name in _ASKED}
+    request = job_request(asked | {"slurm": slurm_options(options["slurm"] or [])}, options["profile"])
+    return replace(request, job_name=request.job_name or f"hpcdeq-{verb}")

@@ -80,7 +80,7 @@ class JobRequest:
     """Quality of service."""
     constraint: str | None = None
     """Features of the nodes, such as ``a100|h100``."""
-    job_name: str = "hpcdeq-train"
+    job_name: str | None = None
     """Name in the queue."""
     signal_seconds: int = 120
     """How long before the end of its time the job is told to write a checkpoint; SLURM may tell it a minute earlier."""

@@ -366,11 +366,12 @@ def _slurm_executor(request: JobRequest, folder: Path, *, together: bool = True)
         time=request.minutes,
         nodes=request.nodes,
         ntasks_per_node=request.tasks,
-        job_name=request.job_name,
+        job_name=request.job_name or "hpcdeq",
         wckey=None,
         stderr_to_stdout=True,
         setup=_SETUP,
-        # One dead rank ends all that work together; one that is done waits for the others; srun does not take the number of cores from sbatch.
+        # One dead rank ends all that work together; one that is done waits for the others; srun does not take the number of
+        # cores from sbatch.
         srun_args=["--open-mode=append", f"--kill-on-bad-exit={int(together)}", "--wait=0", *own],
         additional_parameters={key: value for key, value in options.items() if value is not None}
         | {key: value or True for key, value in request.slurm.items()},
