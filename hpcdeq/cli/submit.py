@@ -187,15 +187,16 @@ def denoise(
         *(str(path.absolute()) for path in (archive, model, out)),
         asdict(settings),
     )
+    jobs = request.nodes if cluster == Cluster.SLURM else 1
+    items = [(*what, job, jobs) for job in range(jobs)]
     if cluster == Cluster.DEBUG:
-        result(denoise_job(*what, 0, 1))
+        result(denoise_job(*items[0]))
     elif cluster == Cluster.LOCAL:
-        result(run_local(request, folder, denoise_job, *what, 0, 1))
+        result(run_local(request, folder, denoise_job, *items[0]))
     else:
-        items = [(*what, job, request.nodes) for job in range(request.nodes)]
-        jobs = submit_each(request, folder, denoise_job, items)
-        say(f"{len(jobs)} jobs are in the queue, from {jobs[0].id} to {jobs[-1].id}; their logs: {folder}")
-        result(jobs[0].id.partition("_")[0])
+        queued = submit_each(request, folder, denoise_job, items)
+        say(f"{jobs} jobs are in the queue, from {queued[0].id} to {queued[-1].id}; their logs: {folder}")
+        result(queued[0].id.partition("_")[0])
 
 
 def _request(verb: str, options: dict[str, Any]) -> Any:

@@ -23,8 +23,9 @@ import numpy as np
 from hpcdeq.archive import Archive, Scene, SceneDraft, SceneHeader, open_archive
 from hpcdeq.archive.layout import CELL_X, CELL_Y, CODES, DICTIONARY, SUPPORT
 from hpcdeq.archive.scene import crc32c_of
+from hpcdeq.cluster.signals import StopRequest, stop_requests
 from hpcdeq.console import Bar, say
-from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
+from hpcdeq.errors import ConfigError, HpcdeqError, PreemptedError, SceneError
 from hpcdeq.inference.ledger import Job, Ledger, Record
 from hpcdeq.inference.plan import ScenePlan, Unit, share_of
 from hpcdeq.inference.tiles import (
@@ -96,6 +97,8 @@ def denoise_archive(
     ------
     ConfigError
         If ``out`` is the input archive, or the settings do not fit the model.
+    PreemptedError
+        If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): when the units that were begun are written.
     """
     if out.resolve() == archive.path.resolve():
         raise ConfigError(f"--out {out} is the archive that is read; choose another folder")
@@ -112,8 +115,11 @@ def denoise_archive(
     run.ledger.begin(Job(archive.path, model_folder, settings), run.plans)
     if overwrite:
         run.forget()
-    run.denoise(worker, workers)
+    with stop_requests() as stop:
+        run.denoise(worker, workers, stop)
     denoised.close()
+    if stop:
+        raise PreemptedError("stopped; what was begun is written, and the same command goes on")
     return run.report
 
 
@@ -147,7 +153,7 @@ def repair_archive(out: Path) -> tuple[dict[str, list[str]], DenoiseReport]:
     for plan in run.plans:
         if plan.name in damaged:
             run.reopen(plan, damaged[plan.name])
-    run.denoise(0, 1)
+    run.denoise()
     denoised.close()
     return damaged, run.report
 
@@ -213,8 +219,8 @@ class _Run:
         header = self._header(self.scenes[plan.name])
         self._drafts[plan.name] = self.out.reopen(plan.name, header, plan.fingerprint, damaged)
 
-    def denoise(self, worker: int, workers: int) -> None:
-        """Compute this worker's share: units are read ahead, computed, and written behind."""
+    def denoise(self, worker: int = 0, workers: int = 1, stop: StopRequest | None = None) -> None:
+        """Compute this worker's share until asked to stop: units are read ahead, computed, and written behind."""
         own = share_of(self.plans, worker, workers)
         visible = {plan.name: self._is_visible(plan) for plan in {unit.scene for unit in own}}
         self.report.skipped = [name for name in self.scenes if visible.get(name)]
@@ -227,6 +233,8 @@ class _Run:
 
             def missing() -> Iterator[Unit]:
                 for unit in own:
+                    if stop:
+                        return
                     bar.note(f"{unit.scene.name} rows {unit.window.y0}:, columns {unit.window.x0}:")
                     if visible[unit.scene.name] or self._is_written(unit):
                         bar.advance()
