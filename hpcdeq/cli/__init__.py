@@ -16,6 +16,7 @@ from hpcdeq.cli.export import export
 from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
 from hpcdeq.cli.repair import repair
+from hpcdeq.cli.status import status
 from hpcdeq.cli.submit import submit
 from hpcdeq.cli.train import train
 from hpcdeq.cli.validate import validate
@@ -39,6 +40,7 @@ for verb in (
     export,
     degrade,
     denoise,
+    status,
     verify,
     repair,
     evaluate,

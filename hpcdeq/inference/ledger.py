@@ -80,6 +80,33 @@ class Ledger:
             )
         return Job(Path(stored["archive"]), Path(stored["model"]), DenoiseSettings(**stored["settings"]))
 
+    def scenes(self) -> list[tuple[str, str, int]]:
+        """Name, fingerprint and number of units of every scene of the plan.
+
+        Raises
+        ------
+        ConfigError
+            As `job`.
+        """
+        self.job()
+        return [
+            (name, fingerprint, units)
+            for name, fingerprint, units in _read(self.folder / "job.json")["scenes"]
+        ]
+
+    def times(self, name: str, fingerprint: str) -> list[float]:
+        """When each finished unit of a scene was recorded, in seconds since 1970."""
+        try:
+            with os.scandir(self.folder / "units" / name / fingerprint) as files:
+                return [file.stat().st_mtime for file in files if not file.name.startswith(".")]
+        except FileNotFoundError:
+            return []
+
+    def failures(self) -> dict[str, str]:
+        """Why scenes could not be finished, by name."""
+        files = sorted((self.folder / "failed").glob("*.json"))
+        return {file.stem: stored["reason"] for file in files if (stored := _read(file)) is not None}
+
     def completed(self) -> list[str]:
         """Names of all scenes that were completed."""
         return sorted(path.stem for path in (self.folder / "complete").glob("*.json"))
