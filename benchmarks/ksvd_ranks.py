@@ -43,7 +43,7 @@ def spectra(count: int) -> Tensor:
 
 def update_by_sums(team: Team, atoms: Tensor, codes: OmpResult, signals: Tensor) -> tuple[Tensor, Tensor]:
     """The update of `learn_dictionary` with residuals shared by signals: a sum over the processes for every atom."""
-    own = shared_ksvd.own_part(len(signals), team)
+    own = team.part(len(signals))
     support, coefficients = codes.support[own], codes.coefficients[own]
     residual = signals[own] - torch.einsum("nk,nkd->nd", coefficients, atoms[support])
     uses = coefficients.flatten().nonzero().flatten()
@@ -83,7 +83,7 @@ def in_each(rank: int, world: int, port: int, count: int, iterations: int, sums:
     with process_group(place_of(os.environ), torch.device("cpu")) as team:
         update = functools.partial(update_by_sums, team) if sums else ksvd._update_atoms
         ksvd._update_atoms = timed("update", update)  # type: ignore[assignment]
-        own = signals[shared_ksvd.own_part(count, team)].clone()
+        own = signals[team.part(count)].clone()
         team.any(False)  # all begin together
         begin = time.process_time()
         result = timed("all", shared_ksvd.learn_shared)(own, settings, team)

@@ -32,6 +32,13 @@ class Team:
         """Whether this process is the one that writes and speaks."""
         return self.rank == 0
 
+    def part(self, count: int) -> slice:
+        """Which of ``count`` things are this process's: the parts follow each other by rank, and are nearly equally long."""
+        return slice(
+            count * self.rank // self.world_size,
+            count * (self.rank + 1) // self.world_size,
+        )
+
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum over the processes, the same bytes in all of them."""
         if self.world_size == 1:

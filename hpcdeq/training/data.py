@@ -20,7 +20,7 @@ from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
 from hpcdeq.models import load_dictionary, save_dictionary
 from hpcdeq.noise import generator, stable_hash
 from hpcdeq.sparse import KSvdSettings
-from hpcdeq.training.shared_ksvd import learn_shared, own_part
+from hpcdeq.training.shared_ksvd import learn_shared
 
 _HELD_OUT = 10  # every tenth scene
 _PIXELS = 20_000  # spectra a dictionary is learnt from
@@ -180,9 +180,7 @@ def learn_from_scenes(
     """
     share = -(-_PIXELS // len(scenes))
     none = np.empty((0, scenes[0].shape[0]), np.float32)  # where there are more processes than scenes
-    own = [
-        _sample(scene, share, settings.seed, on_bad_chunk) for scene in scenes[own_part(len(scenes), team)]
-    ]
+    own = [_sample(scene, share, settings.seed, on_bad_chunk) for scene in scenes[team.part(len(scenes))]]
     signals = torch.from_numpy(np.concatenate([none, *own]))
     try:
         return learn_shared(signals, settings, team).dictionary

@@ -111,25 +111,18 @@ class DeepSpeedEngine(Engine):
             self._send()
         return norm
 
-    def scale_lr(self, factor: float) -> None:
+    def memory(self) -> dict[str, dict[str, Tensor]]:
         """See `Engine`."""
-        for group in self._adam.param_groups:
-            group["lr"] *= factor
-
-    def state(self) -> dict[str, Any]:
-        """See `Engine`."""
-        lr = [group["lr"] for group in self._adam.param_groups]
         if not any(self._adam.state.values()):  # no step was taken yet
-            return {"adam": {}, "lr": lr}
+            return {}
         self._link()
-        adam = {
-            self.names[parameter]: {"step": self._memory(inner, "step").clone()}
-            | {key: self._memory(inner, key).clone().view_as(parameter) for key in MOMENTS}
+        return {
+            self.names[parameter]: {"step": self._remembered(inner, "step").clone()}
+            | {key: self._remembered(inner, key).clone().view_as(parameter) for key in MOMENTS}
             for parameter, inner in self._inner
         }
-        return {"adam": adam, "lr": lr}
 
-    def _memory(self, inner: Tensor, key: str) -> Tensor:
+    def _remembered(self, inner: Tensor, key: str) -> Tensor:
         """What Adam remembers of a parameter, whole."""
         state = self._adam.state
         if self._stage == 0 or key == "step":  # steps are the same for all

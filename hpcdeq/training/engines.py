@@ -39,6 +39,7 @@ class Engine(ABC):
 
     objective: nn.Module
     """To call in place of the objective for a loss that `backward` is given."""
+    _adam: Adam
 
     def __init__(
         self, objective: Objective, groups: list[dict[str, Any]], clip: float, state: dict[str, Any] | None
@@ -65,12 +66,17 @@ class Engine(ABC):
         """Take a step, unless the gradient is not finite, and forget the gradient; return its norm before it was clipped."""
 
     @abstractmethod
+    def memory(self) -> dict[str, dict[str, Tensor]]:
+        """What Adam remembers, whole, by parameter; nothing before the first step."""
+
     def scale_lr(self, factor: float) -> None:
         """Multiply the learning rates."""
+        for group in self._adam.param_groups:
+            group["lr"] *= factor
 
-    @abstractmethod
     def state(self) -> dict[str, Any]:
         """Return what is needed to go on, beside the model: Adam's memory by parameter, and the learning rates."""
+        return {"adam": self.memory(), "lr": [group["lr"] for group in self._adam.param_groups]}
 
 
 class DdpEngine(Engine):
@@ -123,15 +129,9 @@ class DdpEngine(Engine):
         self._adam.zero_grad(set_to_none=True)
         return norm.item()
 
-    def scale_lr(self, factor: float) -> None:
+    def memory(self) -> dict[str, dict[str, Tensor]]:
         """See `Engine`."""
-        for group in self._adam.param_groups:
-            group["lr"] *= factor
-
-    def state(self) -> dict[str, Any]:
-        """See `Engine`."""
-        adam = {self.names[parameter]: dict(state) for parameter, state in self._adam.state.items()}
-        return {"adam": adam, "lr": [group["lr"] for group in self._adam.param_groups]}
+        return {self.names[parameter]: dict(state) for parameter, state in self._adam.state.items()}
 
 
 def new_engine(

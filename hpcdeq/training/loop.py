@@ -251,10 +251,8 @@ class _Trainer:
         """Random numbers of the Jacobian penalty of this process's blocks: a function of their place in the run."""
         if self.settings.jacobian_weight == 0:
             return []
-        first, last = (
-            rank * planned // self.team.world_size for rank in (self.team.rank, self.team.rank + 1)
-        )
-        keys = (generator(self.config.seed, self.at.batches, row, _PROBE) for row in range(first, last))
+        rows = range(planned)[self.team.part(planned)]
+        keys = (generator(self.config.seed, self.at.batches, row, _PROBE) for row in rows)
         return [torch.Generator().manual_seed(int(key.integers(1 << 62))) for key in keys]
 
     def _keep_adjoint(self, solution: Solution) -> None:
@@ -327,8 +325,8 @@ class _Trainer:
         errors = torch.zeros(self.model.bands, dtype=torch.float64)
         residual, blocks, pixels = 0.0, 0, 0
         for clean, noisy in self.validation:
-            count, size = len(clean), self.team.world_size
-            rows = slice(self.team.rank * count // size, (self.team.rank + 1) * count // size)
+            count = len(clean)
+            rows = self.team.part(count)
             reference = clean[rows].to(self.team.device)
             outcome = self._outcome(self.objective, reference, noisy[rows].to(self.team.device), [])
             blocks, pixels = blocks + count, pixels + count * clean[0, 0].numel()

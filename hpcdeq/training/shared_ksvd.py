@@ -15,11 +15,6 @@ from hpcdeq.cluster.group import Team
 from hpcdeq.sparse import KSvdResult, KSvdSettings, OmpResult, batch_omp, learn_dictionary
 
 
-def own_part(count: int, team: Team) -> slice:
-    """Which of ``count`` things are this process's: the parts follow each other by rank, and are nearly equally long."""
-    return slice(count * team.rank // team.world_size, count * (team.rank + 1) // team.world_size)
-
-
 def learn_shared(own: Tensor, settings: KSvdSettings, team: Team) -> KSvdResult:
     """Learn a dictionary from the signals of all processes.
 
@@ -44,7 +39,7 @@ def learn_shared(own: Tensor, settings: KSvdSettings, team: Team) -> KSvdResult:
     def pursuit(signals: Tensor, dictionary: Tensor, sparsity: int) -> OmpResult:
         # Sent as rows and turned again: a matrix product may round differently in another layout.
         atoms = team.first(lambda: dictionary.T)
-        codes = team.gather(batch_omp(signals[own_part(len(signals), team)], atoms.T, sparsity))
+        codes = team.gather(batch_omp(signals[team.part(len(signals))], atoms.T, sparsity))
         return OmpResult(
             support=torch.cat([part.support for part in codes]),
             coefficients=torch.cat([part.coefficients for part in codes]),

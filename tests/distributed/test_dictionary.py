@@ -18,7 +18,7 @@ from hpcdeq.archive import Archive, open_archive
 from hpcdeq.cluster.group import Team, process_group
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.sparse import KSvdSettings, ksvd, learn_dictionary
-from hpcdeq.training.shared_ksvd import learn_shared, own_part
+from hpcdeq.training.shared_ksvd import learn_shared
 from tests.conftest import free_port
 
 PYTHON = Path(sys.executable)
@@ -103,7 +103,7 @@ def test_where_others_round_differently_the_first_process_still_gets_the_bytes_o
 @pytest.mark.parametrize(("count", "world"), [(0, 3), (2, 5), (7, 3), (12, 4)])
 def test_parts_follow_each_other_and_are_nearly_equal(count: int, world: int) -> None:
     things = list(range(count))
-    parts = [things[own_part(count, Team(rank, world, torch.device("cpu")))] for rank in range(world)]
+    parts = [things[Team(rank, world, torch.device("cpu")).part(count)] for rank in range(world)]
     assert [thing for part in parts for thing in part] == things
     lengths = [len(part) for part in parts]
     assert max(lengths) - min(lengths) <= 1

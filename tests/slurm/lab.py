@@ -149,6 +149,14 @@ class Lab:
         text = self.run("sacct", "-D", "-X", "-n", "-P", "-o", fields, "-j", job)
         return [line.split("|") for line in text.splitlines()]
 
+    def accounts(self, job: str, fields: str = "State") -> list[list[str]]:
+        """Return what `sacct` does, once accounting knows the state that the controller knows."""
+        until(
+            lambda: [row[0] for row in self.sacct(job)[-1:]] == list(self.states(job).values()),
+            lambda: f"accounting to know of {self.states(job)}; it knows {self.sacct(job)}",
+        )
+        return self.sacct(job, fields)
+
     def squeue(self, *arguments: str) -> str:
         """Return what squeue prints, without its head line."""
         return self.run("squeue", "--noheader", *arguments)

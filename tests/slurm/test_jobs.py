@@ -101,7 +101,7 @@ def test_a_job_that_is_requeued_or_reaches_its_time_limit_goes_on_until_it_is_do
         assert [attempt for _, attempt in rank] == [0] * (len(rank) - 10) + [1] * 10
     assert f"job {limited.id} is queued again, to go on from its checkpoint" in log_of(limited)
     for submitted in (requeued, limited):
-        *before, last = cluster.sacct(submitted.id, "State,ExitCode")
+        *before, last = cluster.accounts(submitted.id, "State,ExitCode")
         assert last == ["COMPLETED", "0:0"]
         assert {state for state, _ in before} == {"REQUEUED"}, "none of its attempts counts as failed"
 
@@ -116,7 +116,7 @@ def test_a_job_whose_node_crashes_goes_on_elsewhere(cluster: Lab, tmp_path: Path
     )
     cluster.crash("n2")
     cluster.wait(submitted.id, "COMPLETED", seconds=120)
-    assert cluster.sacct(submitted.id, "State") == [["NODE_FAIL"], ["COMPLETED"]]
+    assert cluster.accounts(submitted.id, "State") == [["NODE_FAIL"], ["COMPLETED"]]
     for rank in steps_of(folder)[:2]:
         assert [step for step, _ in rank] == list(range(len(rank)))
         assert [attempt for _, attempt in rank] == [0] * (len(rank) - 10) + [1] * 10
@@ -217,7 +217,7 @@ def test_the_sbatch_script_queues_a_job_again_that_stopped_when_asked_and_no_oth
     said = cluster.output(signalled).splitlines()
     for rank in range(NODES):
         assert {f"{rank}/{attempt} train run=a b x=$(id);y on 1" for attempt in (0, 1)} <= set(said)
-    assert cluster.sacct(signalled, "State,ExitCode") == [["REQUEUED", "0:0"], ["COMPLETED", "0:0"]]
+    assert cluster.accounts(signalled, "State,ExitCode") == [["REQUEUED", "0:0"], ["COMPLETED", "0:0"]]
     assert cluster.restarts(killed) == 0
 
 
