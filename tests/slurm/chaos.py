@@ -8,7 +8,6 @@ rank), after the same command was given again.
 from __future__ import annotations
 
 import json
-import os
 import random
 import shutil
 import signal
@@ -19,10 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hpcdeq.archive import open_archive
 from hpcdeq.errors import TrainingError
 from hpcdeq.training import checkpoints
-from tests.conftest import add_scene, smooth_scene
+from tests.slurm import scenes, strikes
 from tests.slurm.lab import FINAL, Lab, LabError, until
 
 STEPS, PRETRAIN_STEPS = 36, 12
@@ -87,23 +85,9 @@ def make_archive(folder: Path, real: Path | None) -> Path:
     """Ingest crops of real scenes (folders of PNGs), or make scenes."""
     path = folder / "clean.zarr"
     if real is None:
-        archive = open_archive(path, create=True)
-        for i in range(3):
-            add_scene(archive, f"scene{i}", smooth_scene(i, 31, 128, 128))
-        return path
-    from PIL import Image
-
-    from hpcdeq.archive.ingest import IngestOptions, ingest
-
-    for scene in sorted(path for path in real.iterdir() if path.is_dir())[:4]:
-        for band in sorted(scene.rglob("*.png")):
-            crop = folder / "raw" / scene.name / band.name
-            crop.parent.mkdir(parents=True, exist_ok=True)
-            with Image.open(band) as image:
-                image.crop((192, 192, 320, 320)).save(crop)
-    for outcome in ingest([folder / "raw"], path, IngestOptions()):
-        if outcome.status == "failed":
-            raise LabError(f"{outcome.name} was not ingested: {outcome.message}")
+        scenes.add_made(path, [(128, 128)] * 3)
+    else:
+        scenes.add_real(path, scenes.folders(real)[:4], 128)
     return path
 
 
@@ -216,7 +200,7 @@ class Stage:
         if kind == "limit":
             return  # SLURM does it
         self._sleep_into(run, begin + instant, aim)
-        strikes: dict[str, Callable[[Run, int, float, float], None]] = {
+        ways: dict[str, Callable[[Run, int, float, float], None]] = {
             "kill": self._kill,
             "requeue": self._requeue,
             "preempt": self._preempt,
@@ -225,7 +209,7 @@ class Stage:
             "cut": self._cut,
             "twin": self._twin,
         }
-        strikes[kind](run, one, more, life)
+        ways[kind](run, one, more, life)
 
     def _sleep_into(self, run: Run, instant: float, aim: bool) -> None:
         time.sleep(max(0.0, instant - time.monotonic()))
@@ -239,44 +223,26 @@ class Stage:
             time.sleep(0.05)
         if tasks:
             run.killed = run.job
-            _send(tasks[one % len(tasks)].pid, signal.SIGKILL)
+            strikes.send(tasks[one % len(tasks)].pid, signal.SIGKILL)
             self.lab.wait(run.job, FINAL, DEADLINE)
 
     def _requeue(self, run: Run, one: int, more: float, life: float) -> None:
-        try:
-            self.lab.run("scontrol", "requeue", run.job)
-        except LabError:  # it is completing, or waits in the queue
-            return
+        strikes.requeue(self.lab, run.job)
 
     def _preempt(self, run: Run, one: int, more: float, life: float) -> None:
         """An urgent job takes one of its nodes."""
-        if (node := self._node(run, one)) is None:
-            return
-        job = self.lab.sbatch(
-            "--partition=urgent",
-            f"--nodelist={node}",
-            "--nodes=1",
-            "--ntasks=2",
-            "--wrap",
-            f"sleep {3 * more}",
-        )
-        self.lab.wait(job, "COMPLETED", 60)
+        if node := self._node(run, one):
+            strikes.preempt(self.lab, node, 3 * more)
 
     def _crash(self, run: Run, one: int, more: float, life: float) -> None:
-        """Cut the power of one of its nodes; the node boots after a while."""
-        if (node := self._node(run, one)) is None:
-            return
-        self.lab.crash(node)
-        time.sleep(15 * more)
-        self.lab.start(node)
+        """One of its nodes loses its power."""
+        if node := self._node(run, one):
+            strikes.crash(self.lab, node, 15 * more)
 
     def _blip(self, run: Run, one: int, more: float, life: float) -> None:
-        """Pull the network cable of one of its nodes for some seconds."""
-        if (node := self._node(run, one)) is None:
-            return
-        self.lab.cut(node)
-        time.sleep(0.2 + 6 * more)
-        self.lab.heal(node)
+        """One of its nodes loses its network for some seconds."""
+        if node := self._node(run, one):
+            strikes.blip(self.lab, node, 0.2 + 6 * more)
 
     def _cut(self, run: Run, one: int, more: float, life: float) -> None:
         """The same; in half of the runs until SLURM has started a second copy elsewhere, and for a part of its life."""
@@ -286,11 +252,10 @@ class Stage:
         if (node := self._node(run, one)) is None:
             return
         first = [task for task in self.lab.tasks(run.job) if task.node == node]
-        self.lab.cut(node)
-        if self._second_copy_starts(run):
-            run.copies = any(task in self.lab.tasks(run.job) for task in first)
-            time.sleep((2 * more - 1) * life)
-        self.lab.heal(node)
+        with strikes.cut_off(self.lab, node):
+            if strikes.starts_again(self.lab, run.job):
+                run.copies = any(task in self.lab.tasks(run.job) for task in first)
+                time.sleep((2 * more - 1) * life)
 
     def _twin(self, run: Run, one: int, more: float, life: float) -> None:
         """A process alone in its job is cut off, and stands still until a second copy is at work; then both are."""
@@ -300,33 +265,16 @@ class Stage:
             time.sleep(0.05)
         if not first:
             return
-        _send(first[0].pid, signal.SIGSTOP)
-        self.lab.cut(node)
-        try:
-            if self._second_copy_starts(run):
-                run.copies = first[0] in self.lab.tasks(run.job)
-                time.sleep(more * life)
-        finally:
-            _send(first[0].pid, signal.SIGCONT)
-        try:
+        with strikes.cut_off(self.lab, node):
+            with strikes.standing_still(first):
+                if strikes.starts_again(self.lab, run.job):
+                    run.copies = first[0] in self.lab.tasks(run.job)
+                    time.sleep(more * life)
             until(
                 lambda: first[0] not in self.lab.tasks(run.job),
                 lambda: f"the end of the first copy {first[0]}",
                 60,
             )
-        finally:
-            self.lab.heal(node)
-
-    def _second_copy_starts(self, run: Run) -> bool:
-        """Wait until SLURM has started the job again; or it has ended instead."""
-        end = time.monotonic() + 60
-        while time.monotonic() < end:
-            if self._is_over(run):
-                return False
-            if self.lab.restarts(run.job) and self._state(run) == {"RUNNING"}:
-                return True
-            time.sleep(0.1)
-        raise LabError(f"job {run.job} was not started again within a minute: {self._state(run)}")
 
     def _node(self, run: Run, one: int) -> str | None:
         """One of the nodes of a job; None if it has none, or none any more."""
@@ -390,10 +338,3 @@ def _metrics(folder: Path) -> list[dict[str, Any]]:
     file = folder / "metrics.jsonl"
     lines = file.read_text().splitlines() if file.exists() else []
     return [{key: value for key, value in json.loads(line).items() if key not in _TIMES} for line in lines]
-
-
-def _send(pid: int, number: signal.Signals) -> None:
-    try:
-        os.kill(pid, number)
-    except ProcessLookupError:  # it has ended
-        return

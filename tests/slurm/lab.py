@@ -34,6 +34,8 @@ class Task:
     step: str
     """``0``, ``1``, ... for the tasks of an srun, ``batch`` for the batch script."""
     rank: int
+    job: str
+    """Number of its job; of an array's with its place in that (``12_3``)."""
 
 
 def until(condition: Callable[[], bool], what: Callable[[], str], seconds: float = 60) -> None:
@@ -116,6 +118,11 @@ class Lab:
         if done.returncode != 0:
             raise _failure(command, done)
         return done.stdout
+
+    def begin(self, *command: str | Path) -> subprocess.Popen[bytes]:
+        """Begin a command that may use the lab, and leave it alone."""
+        nothing = subprocess.DEVNULL
+        return subprocess.Popen(command, env=self.environ, stdin=nothing, stdout=nothing, stderr=nothing)
 
     def srun(self, *arguments: str | Path, seconds: float = 60, **environ: str) -> str:
         """Run tasks and wait for them; return what they print."""
@@ -215,7 +222,7 @@ class Lab:
         Parameters
         ----------
         job
-            Number of the job, or of a task of an array (``12_3``).
+            Number of the job, of an array of jobs, or of one of an array (``12_3``).
         step
             Of one step only, or the batch script (``batch``); by default of all steps that srun started.
         """
@@ -232,13 +239,14 @@ class Lab:
                 continue
             environ = _environ(pid)
             this = environ.get("SLURM_STEP_ID", "batch")
-            jobs = {
-                environ.get("SLURM_JOB_ID"),
-                f"{environ.get('SLURM_ARRAY_JOB_ID')}_{environ.get('SLURM_ARRAY_TASK_ID')}",
-            }
-            if job in jobs and (this == step if step else this.isdecimal()):
-                found.append(Task(pid, node, this, int(environ["SLURM_PROCID"])))
-        return sorted(found, key=lambda task: (task.step, task.rank))
+            array = environ.get("SLURM_ARRAY_JOB_ID")
+            single = f"{array}_{environ['SLURM_ARRAY_TASK_ID']}" if array else None
+            if job in (array, single, environ.get("SLURM_JOB_ID")) and (
+                this == step if step else this.isdecimal()
+            ):
+                rank = int(environ["SLURM_PROCID"])
+                found.append(Task(pid, node, this, rank, single or environ["SLURM_JOB_ID"]))
+        return sorted(found, key=lambda task: (task.job, task.step, task.rank))
 
     # Nodes
 
