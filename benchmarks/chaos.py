@@ -20,11 +20,12 @@ import shutil
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks.labs import on_labs
 from hpcdeq.console import table
 from tests.slurm.chaos import STRIKES, Run, Stage, make_archive
 from tests.slurm.lab import Lab
@@ -54,43 +55,24 @@ def main() -> None:
         for kind in kinds:
             waiting.put((kind, f"{asked.seed}-{i}"))
     runs: list[Run] = []
-    broken: list[BaseException] = []  # what ends it before its time
     begin = time.monotonic()
 
-    def work(number: int) -> None:
-        lab = Lab(folder / f"lab{number}")
-        try:
-            lab.up(NODES)
-            stage = Stage(lab, folder / f"runs{number}", archive)
-            while not broken:
-                try:
-                    kind, seed = waiting.get_nowait()
-                except queue.Empty:
-                    return
-                run = stage.disturb(kind, seed)
-                print(line(run), flush=True)
-                runs.append(run)
-                if not run.problems:
-                    stage.forget(run)
-        except BaseException as error:
-            broken.append(error)
-            raise
-        finally:
-            lab.down()
+    def work(lab: Lab, name: str, goes_on: Callable[[], bool]) -> None:
+        stage = Stage(lab, folder / f"runs-{name}", archive)
+        while goes_on():
+            try:
+                kind, seed = waiting.get_nowait()
+            except queue.Empty:
+                return
+            run = stage.disturb(kind, seed)
+            print(line(run), flush=True)
+            runs.append(run)
+            if not run.problems:
+                stage.forget(run)
 
-    workers = [threading.Thread(target=work, args=(i,)) for i in range(asked.labs)]
-    for worker in workers:
-        worker.start()
-    try:
-        for worker in workers:
-            worker.join()
-    except KeyboardInterrupt as error:
-        broken.append(error)
-        print("ends after the runs that are at work", flush=True)
-        for worker in workers:
-            worker.join()
+    ended = on_labs(asked.labs, NODES, folder, work)
     print(f"\n{summary(runs, kinds)}\n{(time.monotonic() - begin) / 60:.0f} minutes", flush=True)
-    if broken or any(run.problems for run in runs):
+    if not ended or any(run.problems for run in runs):
         sys.exit(1)
     shutil.rmtree(folder)
 

@@ -1,0 +1,19 @@
+"""Bulk denoising that is disturbed writes what an undisturbed process writes; benchmarks/bulk_chaos.py disturbs it more often."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.slurm.bulk_chaos import Stage, make_work
+from tests.slurm.lab import Lab
+
+
+@pytest.mark.slow
+def test_a_disturbed_archive_is_that_of_an_undisturbed_process(lab: Lab, tmp_path: Path) -> None:
+    work = make_work(tmp_path / "work", [], 0, [(300, 300), (130, 300)] * 3)
+    stage = Stage(lab, tmp_path, work, pause=6)
+    run = stage.disturb(["kill", "requeue", "submitter"], seed="1")
+    assert run.problems == []
+    assert sum(strike.hit for strike in run.strikes) > 1, "they came in time"
