@@ -95,12 +95,23 @@ class Scene:
         return layout.VALID_MASK in self._group
 
     def valid_mask(self, window: Window | None = None) -> NDArray[np.bool_]:
-        """(y, x), False where a pixel holds no data."""
+        """(y, x), False where a pixel holds no data.
+
+        Raises
+        ------
+        SceneError
+            If it is damaged.
+        """
         window = window or self.extent
         if not self.has_mask:
             return np.ones((window.height, window.width), bool)
-        mask = cast("zarr.Array[Any]", self._group[layout.VALID_MASK])
-        return np.asarray(mask[window.slices]).astype(bool)
+        try:
+            mask = cast("zarr.Array[Any]", self._group[layout.VALID_MASK])
+            return np.asarray(mask[window.slices]).astype(bool)
+        except Exception as error:  # codecs raise whatever they like
+            raise SceneError(
+                f"scene {self.name}: cannot read {layout.VALID_MASK}: {error}; ingest the scene again"
+            ) from error
 
     @property
     def extent(self) -> Window:

@@ -20,20 +20,31 @@ class ScenePlan:
     name: str
     fingerprint: str
     """Digest of model, settings and input: all that decides the bytes of the result."""
-    extent: Window
+    height: int
+    width: int
+    """Of the scene, in pixels."""
     shard_shape: tuple[int, int]
     """(y, x) of a shard in pixels."""
     block: int
     overlap: int
     """Edge of a tile, and the pixels that neighbours share."""
 
+    @property
+    def extent(self) -> Window:
+        """The whole scene."""
+        return Window(0, self.height, 0, self.width)
+
     def units(self) -> Iterator[Unit]:
         """Windows of whole shards that cover the scene, row by row."""
         edge_y, edge_x = self.shard_shape
-        for window in partition(
-            self.extent.height, self.extent.width, _UNIT_SHARDS * edge_y, _UNIT_SHARDS * edge_x
-        ):
+        for window in partition(self.height, self.width, _UNIT_SHARDS * edge_y, _UNIT_SHARDS * edge_x):
             yield Unit(scene=self, window=window)
+
+    @property
+    def unit_count(self) -> int:
+        """How many units there are."""
+        edge_y, edge_x = self.shard_shape
+        return -(-self.height // (_UNIT_SHARDS * edge_y)) * -(-self.width // (_UNIT_SHARDS * edge_x))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +61,9 @@ class Unit:
 
     @property
     def cost(self) -> int:
-        """Pixels that are computed."""
-        around = self.reach
-        return around.height * around.width
+        """About how many pixels are computed: those of the window, and of the tiles that cross its border."""
+        around = 2 * self.scene.block
+        return (self.window.height + around) * (self.window.width + around)
 
 
 def share_of(scenes: Sequence[ScenePlan], worker: int, workers: int) -> list[Unit]:

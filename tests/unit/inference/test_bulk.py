@@ -12,10 +12,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdeq.archive import Archive
-from hpcdeq.inference import DenoiseSettings, denoise_archive, plan, repair_archive, verify
+from hpcdeq.inference import (
+    DenoiseSettings,
+    denoise_archive,
+    denoise_share,
+    plan,
+    plan_archive,
+    repair_archive,
+    verify,
+)
 from hpcdeq.inference.plan import ScenePlan, share_of
 from hpcdeq.models import save_model
-from hpcdeq.tiling import Window
 from tests.unit.inference.test_denoise import SETTINGS, small_model
 
 
@@ -49,7 +56,8 @@ def test_every_unit_is_in_one_share_and_shares_follow_each_other(
         ScenePlan(
             name=f"s{i}",
             fingerprint="f",
-            extent=Window(0, height, 0, width),
+            height=height,
+            width=width,
             shard_shape=(65, 65),
             block=24,
             overlap=8,
@@ -72,8 +80,9 @@ def test_any_number_of_workers_in_any_order_write_the_same_bytes(
     denoise_archive(archive, model_folder, tmp_path / "one.zarr", SETTINGS)
     out = tmp_path / "many.zarr"
     order = random.Random(workers).sample(range(workers), workers)
+    plan_archive(archive, model_folder, out, SETTINGS)
     for worker in order:
-        denoise_archive(archive, model_folder, out, SETTINGS, worker=worker, workers=workers)
+        denoise_share(out, worker, workers)
     assert bytes_of(out) == bytes_of(tmp_path / "one.zarr")
     assert nothing_is_left_over(out)
 
@@ -83,11 +92,9 @@ def test_workers_and_copies_at_once_do_no_harm(archive: Archive, model_folder: P
     expected = bytes_of(tmp_path / "one.zarr")
     for attempt in range(5):
         out = tmp_path / f"many{attempt}.zarr"
+        plan_archive(archive, model_folder, out, SETTINGS)
         with ThreadPoolExecutor(6) as pool:
-            runs = [
-                pool.submit(denoise_archive, archive, model_folder, out, SETTINGS, worker=i % 3, workers=3)
-                for i in range(6)
-            ]
+            runs = [pool.submit(denoise_share, out, i % 3, 3) for i in range(6)]
         for run in runs:
             run.result()
         assert bytes_of(out) == expected
