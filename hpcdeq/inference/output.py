@@ -9,6 +9,8 @@ import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -72,8 +74,7 @@ class Output:
         if record is None:
             return False
         folder = self.archive.shared_path(unit.scene.name, unit.scene.fingerprint)
-        files = {folder / name: sum_ for name, sum_ in record.checksums.items()}
-        return all(file.is_file() and crc32c_of(file) == sum_ for file, sum_ in files.items())
+        return _are_intact(folder, [folder / name for name in record.checksums], record)
 
     def write(
         self, unit: Unit, found: DenoisedWindow, valid: NDArray[np.bool_] | None, noise: list[float]
@@ -120,10 +121,7 @@ class Output:
     def _finish(self, plan: ScenePlan) -> Complete | None:
         if not self.ledger.finished(plan) or self.is_visible(plan):
             return None
-        if not self.ledger.wants(plan):
-            raise FencedError(
-                f"{plan.name}: another plan was made for {self.archive.path} meanwhile; this one ends"
-            )
+        self._check_wanted(plan)
         records = [record for unit in plan.units() if (record := self.ledger.read(unit))]
         # Units share the tiles at their borders.
         tiles = {(tile.y0, tile.x0): tile for record in records for tile in record.tiles}
@@ -159,6 +157,7 @@ class Output:
             raise
         except Exception as error:
             if not self.is_visible(plan) and not (unit and self.is_written(unit)):
+                self._check_wanted(plan)
                 if isinstance(error, OSError) and not isinstance(error, HpcdeqError):
                     raise StorageError(
                         f"{self.archive.path} cannot be written: {error}; what is finished stays, and the same command goes on"
@@ -171,23 +170,37 @@ class Output:
                 shutil.rmtree(left, ignore_errors=True)  # what was written since then
         return done
 
+    def _check_wanted(self, plan: ScenePlan) -> None:
+        if not self.ledger.wants(plan):
+            shutil.rmtree(self.archive.shared_path(plan.name, plan.fingerprint), ignore_errors=True)
+            raise FencedError(
+                f"{plan.name}: another plan was made for {self.archive.path} meanwhile; this one ends"
+            )
+
     def _write(
         self, unit: Unit, found: DenoisedWindow, valid: NDArray[np.bool_] | None, noise: list[float]
     ) -> None:
-        draft, window = self._draft(unit.scene), unit.window
-        shards = list(draft.scene.shards(window))
-        files = [draft.scene.shard_path(shard) for shard in shards]
+        draft, before = self._draft(unit.scene), self.ledger.read(unit)
         if valid is not None:
             found.values[:, ~valid] = 0.0
-            draft.write_mask(window, valid)
-            files += [draft.scene.mask_path(shard) for shard in shards]
-        draft.write(window, self._stored(draft.scene, found.values))
-        if found.codes is not None:
-            draft.write_codes(window, found.codes)
-            files += [draft.scene.shard_path(shard, CODES) for shard in shards]
+        values = self._stored(draft.scene, found.values)
+        sums = {}
+        for shard in draft.scene.shards(unit.window):
+            inside = shard.shift(-unit.window.y0, -unit.window.x0).slices
+            files: dict[Path, Callable[[], None]] = {
+                draft.scene.shard_path(shard): partial(draft.write, shard, values[(slice(None), *inside)])
+            }
+            if valid is not None:
+                files[draft.scene.mask_path(shard)] = partial(draft.write_mask, shard, valid[inside])
+            if found.codes is not None:
+                codes = found.codes[(slice(None), *inside)]
+                files[draft.scene.shard_path(shard, CODES)] = partial(draft.write_codes, shard, codes)
+            for file, write in files.items():
+                if before is None or not _are_intact(draft.path, [file], before):  # of a repair some are
+                    write()
+            sums |= draft.secure(files)
         masked = 0 if valid is None else int((~valid).sum())
-        record = Record(checksums=draft.secure(files), tiles=found.tiles, masked=masked, noise=noise)
-        self.ledger.write(unit, record)
+        self.ledger.write(unit, Record(checksums=sums, tiles=found.tiles, masked=masked, noise=noise))
 
     @staticmethod
     def _stored(scene: Scene, values: NDArray[np.float32]) -> NDArray[Any]:
@@ -269,3 +282,11 @@ class Output:
                 },
             },
         )
+
+
+def _are_intact(folder: Path, files: list[Path], record: Record) -> bool:
+    """Whether files are on disk as they were written."""
+    try:
+        return all(crc32c_of(file) == record.checksums[str(file.relative_to(folder))] for file in files)
+    except FileNotFoundError:
+        return False
