@@ -142,7 +142,15 @@ class Scene:
         try:
             if self._whole_shards and window == self._shard_at(window.y0, window.x0):
                 return shard.read_shard(self.shard_path(window), self.radiance, window)
-            return np.asarray(self.radiance[(slice(None), *window.slices)])
+            values = np.empty((self.shape[0], window.height, window.width), self.radiance.dtype)
+            for whole in self._shards_that_meet(window):
+                part = whole.intersect(window)
+                inside = (slice(None), *part.shift(-window.y0, -window.x0).slices)
+                if self._whole_shards and part == whole:
+                    values[inside] = shard.read_shard(self.shard_path(whole), self.radiance, whole)
+                else:
+                    values[inside] = self.radiance[(slice(None), *part.slices)]
+            return values
         except Exception as error:  # codecs raise whatever they like
             raise SceneError(
                 f"scene {self.name}: cannot read rows {window.y0}:{window.y1}, columns {window.x0}:{window.x1}: "
@@ -221,6 +229,12 @@ class Scene:
         (edge_y, edge_x), (_, height, width) = self.shard_shape, self.shape
         y0, x0 = y // edge_y * edge_y, x // edge_x * edge_x
         return Window(y0, min(y0 + edge_y, height), x0, min(x0 + edge_x, width))
+
+    def _shards_that_meet(self, window: Window) -> Iterator[Window]:
+        edge_y, edge_x = self.shard_shape
+        for y in range(window.y0 // edge_y * edge_y, window.y1, edge_y):
+            for x in range(window.x0 // edge_x * edge_x, window.x1, edge_x):
+                yield self._shard_at(y, x)
 
     def shard_path(self, window: Window, array: str = RADIANCE) -> Path:
         """File of the shard of an array, ``radiance`` or ``codes``, that holds ``window``."""

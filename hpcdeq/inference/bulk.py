@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import shutil
 import threading
 import time
@@ -45,7 +46,7 @@ from hpcdeq.tiling import Window
 T = TypeVar("T")
 U = TypeVar("U")
 
-_AHEAD, _BEHIND = 2, 2  # units that are read ahead, and that wait to be written
+_MOST_THREADS = 8  # that read, and as many that write, for a GPU; a processor that computes has one of each
 _READ_PAUSES = (
     0.2,
     1.0,
@@ -254,10 +255,11 @@ def _plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denois
         "input": scene.content_sha256,
         "scale_factor": scene.scale_factor,
     }
-    _, height, width = scene.shape
+    bands, height, width = scene.shape
     return ScenePlan(
         name=scene.name,
         fingerprint=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32],
+        bands=bands,
         height=height,
         width=width,
         shard_shape=scene.shard_shape,
@@ -304,10 +306,13 @@ class _Run:
         self.report.skipped = [name for name, there in visible.items() if there]
         begun: deque[tuple[Unit, _Input]] = deque()
         stopped = False
+        threads = 1
+        if self.model.device.type != "cpu":
+            threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         with (
             Bar("denoise", len(units)) as bar,
-            ThreadPoolExecutor(_AHEAD) as readers,
-            ThreadPoolExecutor(_BEHIND) as writers,
+            ThreadPoolExecutor(threads) as readers,
+            ThreadPoolExecutor(threads) as writers,
         ):
 
             def missing() -> Iterator[Unit]:
@@ -323,7 +328,7 @@ class _Run:
                     yield unit
 
             def inputs() -> Iterator[NoisyWindow]:
-                for unit, read in _ahead(readers, self._read, missing(), _AHEAD):
+                for unit, read in _ahead(readers, self._read, missing(), threads):
                     try:
                         begun.append((unit, read.result()))
                     except _SCENE_ERRORS as error:
@@ -336,7 +341,7 @@ class _Run:
                 (*begun.popleft(), window)
                 for window in denoise_windows(self.model, inputs(), self.job.settings)
             )
-            for (unit, _, _), written in _ahead(writers, lambda all_: self._write(*all_), found, _BEHIND):
+            for (unit, _, _), written in _ahead(writers, lambda all_: self._write(*all_), found, threads):
                 try:
                     written.result()
                 except _SCENE_ERRORS as error:

@@ -14,7 +14,10 @@ from hpcdeq.errors import JobError, PartialFailureError, SubmissionError
 from hpcdeq.inference.bulk import denoise_share
 from hpcdeq.inference.status import status_of
 
-_LOOK_SECONDS = 30.0  # between two looks at the queue: kind to the scheduler
+_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = (
+    2.0,
+    60.0,
+)  # between two looks at the queue, longer each time: kind to the scheduler
 _ATTEMPTS = 3  # submissions in a row without a unit finished
 
 
@@ -89,9 +92,11 @@ def see_through(request: JobRequest, out: Path, parallel: int | None) -> None:
     """
     finished, attempts = -1, 0
     while True:
+        pause = _LOOK_SECONDS
         while _in_queue(out):
             say(str(status_of(out)))
-            time.sleep(_LOOK_SECONDS)
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_LOOK_SECONDS)
         now = status_of(out)
         say(str(now))
         if now.left == 0:

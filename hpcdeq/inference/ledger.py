@@ -118,7 +118,7 @@ class Ledger:
             )
         names = ScenePlan.__dataclass_fields__
         scenes = [
-            ScenePlan(**(dict(zip(names, values, strict=True)) | {"shard_shape": tuple(values[4])}))
+            ScenePlan(**(dict(zip(names, values, strict=True)) | {"shard_shape": tuple(values[5])}))
             for values in stored["scenes"]
         ]
         settings = DenoiseSettings(**stored["settings"])

@@ -184,7 +184,7 @@ class Output:
         if valid is not None:
             found.values[:, ~valid] = 0.0
         values = self._stored(draft.scene, found.values)
-        sums = {}
+        sums: dict[str, int] = {}
         for shard in draft.scene.shards(unit.window):
             inside = shard.shift(-unit.window.y0, -unit.window.x0).slices
             files: dict[Path, Callable[[], None]] = {

@@ -46,7 +46,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_UNIT_SHARDS", 1)
+    monkeypatch.setattr(plan, "_UNIT_BYTES", 0)
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
@@ -72,6 +72,7 @@ def test_every_unit_is_in_one_share_and_shares_follow_each_other(
         ScenePlan(
             name=f"s{i}",
             fingerprint="f",
+            bands=7,
             height=height,
             width=width,
             shard_shape=(65, 65),
@@ -314,8 +315,6 @@ def test_asked_to_stop_it_stops_with_what_was_begun_written(
 
     with monkeypatch.context() as asked:
         asked.setattr(bulk.Ledger, "write", write)
-        asked.setattr(bulk, "_AHEAD", 1)
-        asked.setattr(bulk, "_BEHIND", 1)
         with pytest.raises(PreemptedError):
             denoise_archive(archive, model_folder, out, SETTINGS)
     assert 0 < len(list(out.with_name("out.zarr.ledger").rglob("units/*/*/*.json"))) < 30
