@@ -252,7 +252,7 @@ def _plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denois
         "codes": settings.codes,
         "dtype": settings.dtype,
         "batch": settings.batch if settings.device != "cpu" else None,  # by which a GPU rounds
-        "input": scene.content_sha256,
+        "input": scene.digest,
         "scale_factor": scene.scale_factor,
     }
     bands, height, width = scene.shape

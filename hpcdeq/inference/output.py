@@ -205,7 +205,7 @@ class Output:
     @staticmethod
     def _stored(scene: Scene, values: NDArray[np.float32]) -> NDArray[Any]:
         """Values as the scene stores them: rounded, and cut off at the bounds, if it stores integers."""
-        dtype = scene.radiance.dtype
+        dtype = scene.dtype
         if dtype.kind == "f":
             return values
         bounds = np.iinfo(dtype)
@@ -264,10 +264,10 @@ class Output:
             draft.attach(SUPPORT, (*places, "code"), supports)
 
     def _header(self, scene: Scene) -> SceneHeader:
-        whole = self.settings.dtype == "input" and scene.radiance.dtype.kind in "ui"
+        whole = self.settings.dtype == "input" and scene.dtype.kind in "ui"
         return SceneHeader(
             shape=scene.shape,
-            dtype=np.dtype(scene.radiance.dtype if whole else np.float32),
+            dtype=np.dtype(scene.dtype if whole else np.float32),
             scale_factor=scene.scale_factor if whole else 1.0,
             wavelengths=scene.wavelengths,
             fwhm=scene.fwhm,
