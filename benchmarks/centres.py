@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hpcdeq.archive import open_archive
 from hpcdeq.inference import DenoiseSettings
-from hpcdeq.inference.tiles import DenoisedWindow, denoise_window, prepare
+from hpcdeq.inference.tiles import DenoisedWindow, NoisyWindow, denoise_windows, prepare
 from hpcdeq.metrics import mpsnr
 from hpcdeq.models import SparseDenoiser
 from hpcdeq.noise import Gaussian
@@ -45,9 +45,9 @@ def centres(archive: str, sigma: float, size: int) -> list[tuple[Floats, Floats]
 
 def denoise(model: SparseDenoiser, noisy: Floats, settings: DenoiseSettings) -> DenoisedWindow:
     extent = Window(0, noisy.shape[1], 0, noisy.shape[2])
-    return denoise_window(
-        prepare(model, settings), lambda w: noisy[(slice(None), *w.slices)], extent, extent, settings
-    )
+    whole = NoisyWindow(extent=extent, window=extent, pixels=noisy)
+    (found,) = denoise_windows(prepare(model, settings), [whole], settings)
+    return found
 
 
 def mean_psnr(pairs: list[tuple[Floats, Floats]], found: list[DenoisedWindow]) -> float:

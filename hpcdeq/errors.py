@@ -38,6 +38,10 @@ class ModelFileError(HpcdeqError, ValueError):
     """A model or dictionary file is missing, damaged, or does not fit the data."""
 
 
+class StorageError(HpcdeqError, OSError):
+    """The output cannot be written: no space, no quota, no permission. What is finished stays."""
+
+
 class TrainingError(HpcdeqError, RuntimeError):
     """Training cannot go on."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -98,6 +99,18 @@ class SceneDraft:
             (aside / name).rename(self.path / name)
         shutil.rmtree(aside)
 
+    def secure(self, files: Iterable[Path]) -> dict[str, int]:
+        """Make files that were written outlast a loss of power, and return the crc32c of each by its path inside the scene."""
+        sums = {}
+        folders = set()
+        for path in files:
+            _sync(path)
+            folders.add(path.parent)
+            sums[str(path.relative_to(self.path))] = crc32c_of(path)
+        for folder in folders:
+            _sync(folder)
+        return sums
+
     def publish(self, last: Callable[[], None] = lambda: None) -> None:
         """Write the checksums of all shards and move the scene into the archive, in place of one of that name.
 
@@ -177,6 +190,14 @@ class SceneDraft:
     def _array(self, name: str) -> zarr.Array[Any]:
         array = cast("zarr.Array[Any]", self._writable[name])
         return array.with_config(_WRITE_ZEROS)  # an array that is opened again forgets it
+
+
+def _sync(path: Path) -> None:
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
 
 
 def _create(path: Path, header: SceneHeader) -> None:

@@ -24,6 +24,7 @@ SHARD_CHECKSUM = "shard_checksum"
 CODES = "codes"
 SUPPORT = "support"
 DICTIONARY = "dictionary"
+NOISE = "noise_sigma"
 CELL_Y, CELL_X = "cell_y", "cell_x"
 
 CHUNK = 65  # pixels: what training reads; 1300 = 20 x 65

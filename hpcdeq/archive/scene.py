@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from collections.abc import Iterator
 from functools import cached_property
 from itertools import pairwise
@@ -39,32 +41,57 @@ class Scene:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name
+        # Read without Zarr, which takes ten times as long: archives have thousands of scenes.
         try:
-            group = zarr.open_group(path, mode="r", zarr_format=3)
-            array = group[RADIANCE]
-        except (OSError, KeyError, ValueError, TypeError) as error:
-            raise SceneError(f"scene {self.name}: not a readable Zarr v3 scene at {path}: {error}") from error
-        if not isinstance(array, zarr.Array):
-            raise SceneError(f"scene {self.name}: {RADIANCE!r} is a group, not an array")
-        self._group = group
-        self.radiance: zarr.Array[Any] = array
-        _check_metadata(self.name, group, array)
-        self._whole_shards = shard.readable(array)
+            group, array = _metadata(path, "group"), _metadata(path / RADIANCE, "array")
+            self._attributes: dict[str, Any] = group["attributes"]
+            self._scale_factor = float(array["attributes"].get("scale_factor", 1.0))
+            self._shape = tuple(int(n) for n in array["shape"])
+            self._shard_shape = tuple(int(n) for n in array["chunk_grid"]["configuration"]["chunk_shape"])
+            self.dtype = np.dtype(array["data_type"])
+            codecs = _codec_names(array["codecs"])
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise SceneError(
+                f"scene {self.name}: not a readable Zarr v3 scene at {path}: {type(error).__name__}: {error}"
+            ) from error
+        self._check(codecs)
+
+    @cached_property
+    def radiance(self) -> zarr.Array[Any]:
+        """The stored pixels (band, y, x)."""
+        return zarr.open_array(self.path / RADIANCE, mode="r", zarr_format=3)
+
+    @cached_property
+    def _group(self) -> zarr.Group:
+        return zarr.open_group(self.path, mode="r", zarr_format=3)
+
+    @cached_property
+    def _whole_shards(self) -> bool:
+        return shard.readable(self.radiance)
 
     @property
     def attributes(self) -> dict[str, Any]:
         """Attributes of the scene's group."""
-        return dict(self._group.attrs)
+        return dict(self._attributes)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(band, y, x)."""
-        return cast(tuple[int, int, int], tuple(self.radiance.shape))
+        return cast(tuple[int, int, int], self._shape)
 
     @property
     def scale_factor(self) -> float:
         """Stored value times this is what models see, nominally in [0, 1]."""
-        return float(cast(float, self.radiance.attrs.get("scale_factor", 1.0)))
+        return self._scale_factor
+
+    @property
+    def digest(self) -> str:
+        """Changes when the stored pixels do. Quicker than `content_sha256`, but another one if the same pixels are written anew."""
+        found = hashlib.sha256()
+        for file in sorted((self.path / SHARD_CHECKSUM).rglob("*")):
+            if file.is_file():
+                found.update(file.read_bytes())
+        return found.hexdigest()
 
     @property
     def content_sha256(self) -> str:
@@ -92,15 +119,26 @@ class Scene:
     @property
     def has_mask(self) -> bool:
         """Whether some pixels hold no data."""
-        return layout.VALID_MASK in self._group
+        return (self.path / layout.VALID_MASK / "zarr.json").is_file()
 
     def valid_mask(self, window: Window | None = None) -> NDArray[np.bool_]:
-        """(y, x), False where a pixel holds no data."""
+        """(y, x), False where a pixel holds no data.
+
+        Raises
+        ------
+        SceneError
+            If it is damaged.
+        """
         window = window or self.extent
         if not self.has_mask:
             return np.ones((window.height, window.width), bool)
-        mask = cast("zarr.Array[Any]", self._group[layout.VALID_MASK])
-        return np.asarray(mask[window.slices]).astype(bool)
+        try:
+            mask = cast("zarr.Array[Any]", self._group[layout.VALID_MASK])
+            return np.asarray(mask[window.slices]).astype(bool)
+        except Exception as error:  # codecs raise whatever they like
+            raise SceneError(
+                f"scene {self.name}: cannot read {layout.VALID_MASK}: {error}; ingest the scene again"
+            ) from error
 
     @property
     def extent(self) -> Window:
@@ -110,7 +148,7 @@ class Scene:
     @property
     def shard_shape(self) -> tuple[int, int]:
         """(y, x) size of a shard in pixels; the last of a row or column may be smaller."""
-        _, y, x = self.radiance.shards or self.radiance.chunks
+        _, y, x = self._shard_shape
         return y, x
 
     def shards(self, window: Window | None = None) -> Iterator[Window]:
@@ -131,7 +169,15 @@ class Scene:
         try:
             if self._whole_shards and window == self._shard_at(window.y0, window.x0):
                 return shard.read_shard(self.shard_path(window), self.radiance, window)
-            return np.asarray(self.radiance[(slice(None), *window.slices)])
+            values = np.empty((self.shape[0], window.height, window.width), self.radiance.dtype)
+            for whole in self._shards_that_meet(window):
+                part = whole.intersect(window)
+                inside = (slice(None), *part.shift(-window.y0, -window.x0).slices)
+                if self._whole_shards and part == whole:
+                    values[inside] = shard.read_shard(self.shard_path(whole), self.radiance, whole)
+                else:
+                    values[inside] = self.radiance[(slice(None), *part.slices)]
+            return values
         except Exception as error:  # codecs raise whatever they like
             raise SceneError(
                 f"scene {self.name}: cannot read rows {window.y0}:{window.y1}, columns {window.x0}:{window.x1}: "
@@ -211,6 +257,12 @@ class Scene:
         y0, x0 = y // edge_y * edge_y, x // edge_x * edge_x
         return Window(y0, min(y0 + edge_y, height), x0, min(x0 + edge_x, width))
 
+    def _shards_that_meet(self, window: Window) -> Iterator[Window]:
+        edge_y, edge_x = self.shard_shape
+        for y in range(window.y0 // edge_y * edge_y, window.y1, edge_y):
+            for x in range(window.x0 // edge_x * edge_x, window.x1, edge_x):
+                yield self._shard_at(y, x)
+
     def shard_path(self, window: Window, array: str = RADIANCE) -> Path:
         """File of the shard of an array, ``radiance`` or ``codes``, that holds ``window``."""
         edge_y, edge_x = self.shard_shape
@@ -225,13 +277,42 @@ class Scene:
         """All that is stored beside the pixels, to write a scene like this one."""
         return SceneHeader(
             shape=self.shape,
-            dtype=np.dtype(self.radiance.dtype),
+            dtype=self.dtype,
             scale_factor=self.scale_factor,
             wavelengths=self.wavelengths,
             fwhm=self.fwhm,
             has_mask=self.has_mask,
             attributes=self.attributes,
         )
+
+    def _check(self, codecs: set[str]) -> None:
+        """Bound what the metadata claims before anything is allocated by it."""
+        name, dtype = self.name, self.dtype
+        schema = self._attributes.get("hpcdeq_schema")
+        if schema != layout.SCHEMA:
+            raise SceneError(f"scene {name}: schema {schema!r}; this version reads schema {layout.SCHEMA}")
+        if len(self._shape) != 3 or len(self._shard_shape) != 3:
+            raise SceneError(f"scene {name}: radiance must be (band, y, x), got shape {self._shape}")
+        if dtype.kind not in "uif" or dtype.itemsize > 8:
+            raise SceneError(f"scene {name}: radiance must hold integers or floats, got {dtype}")
+        bands, height, width = self._shape
+        if not (
+            1 <= bands <= layout.MAX_BANDS
+            and 1 <= height <= layout.MAX_EDGE
+            and 1 <= width <= layout.MAX_EDGE
+        ):
+            raise SceneError(
+                f"scene {name}: shape {self._shape} is out of bounds: 1 to {layout.MAX_BANDS} bands, 1 to {layout.MAX_EDGE} pixels"
+            )
+        size = math.prod(self._shard_shape) * dtype.itemsize
+        if min(self._shard_shape) < 1 or size > layout.MAX_CHUNK_BYTES:
+            raise SceneError(
+                f"scene {name}: a shard of {size} bytes is over the bound of {layout.MAX_CHUNK_BYTES}"
+            )
+        if unknown := codecs - layout.CODECS:
+            raise SceneError(
+                f"scene {name}: codec {sorted(unknown)} is not among those allowed: {sorted(layout.CODECS)}"
+            )
 
     def _optional(self, name: str) -> NDArray[Any] | None:
         if name not in self._group:
@@ -248,33 +329,12 @@ def crc32c_of(path: Path) -> int:
     return checksum
 
 
-def _check_metadata(name: str, group: zarr.Group, array: zarr.Array[Any]) -> None:
-    """Bound what the metadata claims before anything is allocated by it."""
-    schema = group.attrs.get("hpcdeq_schema")
-    if schema != layout.SCHEMA:
-        raise SceneError(f"scene {name}: schema {schema!r}; this version reads schema {layout.SCHEMA}")
-    if array.ndim != 3:
-        raise SceneError(f"scene {name}: radiance must be (band, y, x), got shape {array.shape}")
-    if array.dtype.kind not in "uif" or array.dtype.itemsize > 8:
-        raise SceneError(f"scene {name}: radiance must hold integers or floats, got {array.dtype}")
-    bands, height, width = array.shape
-    if not (
-        1 <= bands <= layout.MAX_BANDS and 1 <= height <= layout.MAX_EDGE and 1 <= width <= layout.MAX_EDGE
-    ):
-        raise SceneError(
-            f"scene {name}: shape {array.shape} is out of bounds: 1 to {layout.MAX_BANDS} bands, 1 to {layout.MAX_EDGE} pixels"
-        )
-    whole = array.shards or array.chunks
-    size = int(np.prod([float(n) for n in whole])) * array.dtype.itemsize
-    if size > layout.MAX_CHUNK_BYTES:
-        raise SceneError(
-            f"scene {name}: a shard of {size} bytes is over the bound of {layout.MAX_CHUNK_BYTES}"
-        )
-    unknown = _codec_names(array.metadata.to_dict()["codecs"]) - layout.CODECS
-    if unknown:
-        raise SceneError(
-            f"scene {name}: codec {sorted(unknown)} is not among those allowed: {sorted(layout.CODECS)}"
-        )
+def _metadata(path: Path, kind: str) -> dict[str, Any]:
+    """Read what Zarr says of a group or an array."""
+    told = json.loads((path / "zarr.json").read_text())
+    if told["node_type"] != kind or told["zarr_format"] != 3:
+        raise ValueError(f"{path.name} is no {kind} of Zarr v3")
+    return cast("dict[str, Any]", told)
 
 
 def _codec_names(codecs: Any) -> set[str]:

@@ -71,7 +71,7 @@ class Archive:
 
         ``fingerprint`` tells what will be in it.
         """
-        return SceneDraft(self, name, header, self._shared_path(name, fingerprint), fingerprint)
+        return SceneDraft(self, name, header, self.shared_path(name, fingerprint), fingerprint)
 
     def reopen(
         self, name: str, header: SceneHeader, fingerprint: str, damaged: Collection[str]
@@ -88,12 +88,13 @@ class Archive:
             Files that are missing or have other bytes than were written, by their paths inside the scene.
         """
         self.staging.mkdir(exist_ok=True)
-        path = self._shared_path(name, fingerprint)
+        path = self.shared_path(name, fingerprint)
         with contextlib.suppress(FileNotFoundError):
             (self.path / layout.check_name(name)).rename(path)
         return SceneDraft(self, name, header, path, fingerprint, damaged)
 
-    def _shared_path(self, name: str, fingerprint: str) -> Path:
+    def shared_path(self, name: str, fingerprint: str) -> Path:
+        """Folder of a shared draft."""
         return self.staging / f"{layout.check_name(name)}@{fingerprint}"
 
     def fingerprint(self, name: str) -> str | None:
@@ -120,18 +121,27 @@ class Archive:
         owner = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
         return self.staging / f"{layout.check_name(name)}@{owner}"
 
-    def sweep(self) -> None:
-        """Remove attempts that killed runs left aside: those of dead processes of this host, of others after a day."""
+    def sweep(self, wanted: Collection[Path] | None = None) -> None:
+        """Remove attempts that killed runs left aside: those of dead processes of this host, of others after a day.
+
+        Parameters
+        ----------
+        wanted
+            Shared drafts that are to be gone on with; the others are removed. None keeps them all.
+        """
         if not self.staging.is_dir():
             return
         for left in self.staging.iterdir():
             owner = left.name.partition("@")[2].rsplit(".", 2)
-            if len(owner) != 3:
-                continue  # a shared draft, which waits to be gone on with
+            if len(owner) != 3:  # a shared draft, which waits to be gone on with
+                if wanted is not None and left not in wanted:
+                    shutil.rmtree(left, ignore_errors=True)
+                continue
             host, pid, _ = owner
             dead = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
-            if dead or time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                shutil.rmtree(left, ignore_errors=True)
+            with contextlib.suppress(FileNotFoundError):  # its owner is done with it
+                if dead or time.time() - left.stat().st_mtime > _STALE_SECONDS:
+                    shutil.rmtree(left) if left.is_dir() else left.unlink()
         self.close()
 
     def close(self) -> None:

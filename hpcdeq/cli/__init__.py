@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from hpcdeq.cli.cancel import cancel
 from hpcdeq.cli.degrade import degrade
 from hpcdeq.cli.demo import demo
 from hpcdeq.cli.denoise import denoise
@@ -43,6 +44,7 @@ for verb in (
     status,
     verify,
     repair,
+    cancel,
     evaluate,
     doctor,
     demo,

@@ -2,51 +2,58 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from hpcdeq.inference import DenoiseSettings
+
+# Of denoise and of submit denoise.
+Noisy = Annotated[Path, typer.Argument(help="Archive of noisy scenes.")]
+Model = Annotated[Path, typer.Option(help="Model folder, as train writes it.")]
+Out = Annotated[Path, typer.Option(help="Archive to write.")]
+Overlap = Annotated[
+    int | None,
+    typer.Option(help="Pixels shared by neighbouring tiles; 0 for none. [default: a third of a tile]"),
+]
+Batch = Annotated[int, typer.Option(help="Tiles computed at once on a GPU.")]
+Iterations = Annotated[int | None, typer.Option(help="Most solver iterations. [default: the model's]")]
+Tolerance = Annotated[float | None, typer.Option(help="Solver tolerance. [default: the model's]")]
+Precision = Annotated[str, typer.Option(help="float32 or bfloat16: what the prior computes in.")]
+Dtype = Annotated[
+    str, typer.Option(help="float32, or input: the integers and the scale of an input that has them.")
+]
+Codes = Annotated[
+    bool, typer.Option("--codes", help="Also keep the sparse codes: supports and coefficients.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Denoise again what is there already.")]
+
 
 def denoise(
-    archive: Annotated[Path, typer.Argument(help="Archive of noisy scenes.")],
-    model: Annotated[Path, typer.Option(help="Model folder, as train writes it.")],
-    out: Annotated[Path, typer.Option(help="Archive to write.")],
-    overlap: Annotated[
-        int | None,
-        typer.Option(help="Pixels shared by neighbouring tiles; 0 for none. [default: a third of a tile]"),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Tiles computed at once on a GPU.")] = 16,
-    iterations: Annotated[
-        int | None, typer.Option(help="Most solver iterations. [default: the model's]")
-    ] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Solver tolerance. [default: the model's]")] = None,
-    precision: Annotated[
-        str, typer.Option(help="float32 or bfloat16: what the prior computes in.")
-    ] = "float32",
-    codes: Annotated[
-        bool, typer.Option("--codes", help="Also keep the sparse codes: supports and coefficients.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    overwrite: Annotated[
-        bool, typer.Option("--overwrite", help="Denoise again what is there already.")
-    ] = False,
+    archive: Noisy,
+    model: Model,
+    out: Out,
+    overlap: Overlap = None,
+    batch: Batch = 16,
+    iterations: Iterations = None,
+    tolerance: Tolerance = None,
+    precision: Precision = "float32",
+    dtype: Dtype = "float32",
+    codes: Codes = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
 ) -> None:
     """Denoise every scene of an archive into another. The same command continues an interrupted run."""
+    settings = settings_of(locals())
     from hpcdeq.archive import open_archive
     from hpcdeq.console import say
     from hpcdeq.errors import PartialFailureError
-    from hpcdeq.inference import DenoiseSettings, denoise_archive
+    from hpcdeq.inference import denoise_archive
 
-    settings = DenoiseSettings(
-        overlap=overlap,
-        batch=batch,
-        iterations=iterations,
-        tolerance=tolerance,
-        precision=precision,  # type: ignore[arg-type]  # checked there
-        codes=codes,
-        device=device,
-    )
     report = denoise_archive(open_archive(archive), model, out, settings, overwrite=overwrite)
     solved = report.convergence
     say(
@@ -64,3 +71,12 @@ def denoise(
         )
     if report.failed:
         raise PartialFailureError("not denoised: " + ", ".join(report.failed))
+
+
+def settings_of(options: Mapping[str, Any]) -> DenoiseSettings:
+    """Return how a model is applied, of the options of a verb."""
+    from dataclasses import fields
+
+    from hpcdeq.inference import DenoiseSettings
+
+    return DenoiseSettings(**{field.name: options[field.name] for field in fields(DenoiseSettings)})

@@ -54,7 +54,7 @@ def _facts(scene: Scene) -> dict[str, Any]:
     return {
         "scene": scene.name,
         "shape": list(scene.shape),
-        "dtype": str(scene.radiance.dtype),
+        "dtype": str(scene.dtype),
         "wavelengths_nm": None if nm is None else [float(nm.min()), float(nm.max())],
         "full_scale": attributes.get("full_scale", 1.0 / scene.scale_factor),
         "full_scale_from": attributes.get("full_scale_from"),

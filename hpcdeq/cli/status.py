@@ -24,17 +24,21 @@ def status(
 
     while True:
         now = status_of(out)
-        left = now.seconds_left
         if as_json:
-            told = {"units": now.units, "finished": now.finished, "units_per_second": now.units_per_second}
-            result_json(told | {"seconds_left": left, "scenes": [asdict(scene) for scene in now.scenes]})
+            told = {
+                "units": now.units,
+                "finished": now.finished,
+                "left": now.left,
+                "pixels_per_second": now.pixels_per_second,
+                "seconds_left": now.seconds_left,
+            }
+            result_json(told | {"scenes": [asdict(scene) for scene in now.scenes]})
         else:
-            counts = ", ".join(f"{now.count(s)} {s}" for s in ("done", "running", "pending", "failed"))
-            eta = "unknown" if left is None else f"{left / 60:.0f} min"
-            result(f"{len(now.scenes)} scenes: {counts}; {now.finished} of {now.units} units, {eta} left")
+            result(str(now))
             for scene in now.scenes:
-                if scene.state == "failed":
-                    result(f"{scene.name}: {scene.reason}")
-        if not watch or left == 0:
+                for what in (scene.reason, *scene.remarks):
+                    if what:
+                        result(f"{scene.name}: {what}")
+        if not watch or now.left == 0:
             return
         time.sleep(10)

@@ -8,6 +8,22 @@ from typing import Annotated, Any
 
 import typer
 
+from hpcdeq.cli.denoise import (
+    Batch,
+    Codes,
+    Device,
+    Dtype,
+    Iterations,
+    Model,
+    Noisy,
+    Out,
+    Overlap,
+    Overwrite,
+    Precision,
+    Tolerance,
+    settings_of,
+)
+
 
 class Cluster(StrEnum):
     """Where a job runs."""
@@ -121,28 +137,24 @@ def train(
 
 @submit.command()
 def denoise(
-    archive: Annotated[Path, typer.Argument(help="Archive of noisy scenes.")],
-    model: Annotated[Path, typer.Option(help="Model folder, as train writes it.")],
-    out: Annotated[Path, typer.Option(help="Archive to write.")],
-    overlap: Annotated[
-        int | None,
-        typer.Option(help="Pixels shared by neighbouring tiles; 0 for none. [default: a third of a tile]"),
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Tiles computed at once on a GPU.")] = 16,
-    iterations: Annotated[
-        int | None, typer.Option(help="Most solver iterations. [default: the model's]")
-    ] = None,
-    tolerance: Annotated[float | None, typer.Option(help="Solver tolerance. [default: the model's]")] = None,
-    precision: Annotated[
-        str, typer.Option(help="float32 or bfloat16: what the prior computes in.")
-    ] = "float32",
-    codes: Annotated[
-        bool, typer.Option("--codes", help="Also keep the sparse codes: supports and coefficients.")
-    ] = False,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    archive: Noisy,
+    model: Model,
+    out: Out,
+    overlap: Overlap = None,
+    batch: Batch = 16,
+    iterations: Iterations = None,
+    tolerance: Tolerance = None,
+    precision: Precision = "float32",
+    dtype: Dtype = "float32",
+    codes: Codes = False,
+    device: Device = "auto",
+    overwrite: Overwrite = False,
     cluster: _Cluster = Cluster.SLURM,
     profile: _Profile = None,
     nodes: _Nodes = None,
+    max_parallel: Annotated[
+        int | None, typer.Option(min=1, help="Nodes that work at a time. [default: all]")
+    ] = None,
     gpus_per_node: _GpusPerNode = None,
     tasks_per_node: _TasksPerNode = None,
     cpus_per_task: _CpusPerTask = None,
@@ -155,48 +167,42 @@ def denoise(
     job_name: _JobName = None,
     signal_seconds: _SignalSeconds = None,
     slurm: _Slurm = None,
+    wait: Annotated[
+        bool,
+        typer.Option("--wait", help="Wait for the end, and submit again what SLURM has lost."),
+    ] = False,
     dry_run: _DryRun = False,
 ) -> None:
     """Denoise an archive as jobs, one a node, which need not run at the same time.
 
     Each is queued again by itself at its time limit, and goes on. Prints the jobs' number (slurm) and returns, or waits and
-    prints the archive (local, debug). The same command continues what was ended.
+    prints the archive (local, debug, --wait). The same command continues what was ended.
     """
     request = _request("denoise", locals())
-    from dataclasses import asdict
-
-    from hpcdeq.cluster.submission import run_local, sbatch_text, submit_each
+    settings = settings_of(locals())
+    from hpcdeq.archive import open_archive
+    from hpcdeq.cluster.submission import check_not_queued, run_local, sbatch_text
     from hpcdeq.console import result, say
-    from hpcdeq.inference import DenoiseSettings
-    from hpcdeq.inference.job import denoise_job
+    from hpcdeq.inference import plan_archive
+    from hpcdeq.inference.job import denoise_job, jobs_folder, see_through, submit_workers
 
-    settings = DenoiseSettings(
-        overlap=overlap,
-        batch=batch,
-        iterations=iterations,
-        tolerance=tolerance,
-        precision=precision,  # type: ignore[arg-type]  # checked there
-        codes=codes,
-        device=device,
-    )
-    folder = out.with_name(f"{out.name}.ledger") / "jobs"
+    folder = jobs_folder(out)
     if dry_run:
-        result(sbatch_text(request, folder).rstrip())
+        result(sbatch_text(request, folder, parallel=max_parallel or request.nodes).rstrip())
         return
-    what: tuple[Any, ...] = (
-        *(str(path.absolute()) for path in (archive, model, out)),
-        asdict(settings),
-    )
-    jobs = request.nodes if cluster == Cluster.SLURM else 1
-    items = [(*what, job, jobs) for job in range(jobs)]
+    if cluster == Cluster.SLURM:
+        check_not_queued(folder)
+    plan_archive(open_archive(archive), model, out, settings, overwrite=overwrite)
     if cluster == Cluster.DEBUG:
-        result(denoise_job(*items[0]))
+        result(denoise_job(str(out), 0, 1))
     elif cluster == Cluster.LOCAL:
-        result(run_local(request, folder, denoise_job, *items[0]))
+        result(run_local(request, folder, denoise_job, str(out), 0, 1))
     else:
-        queued = submit_each(request, folder, denoise_job, items)
-        say(f"{jobs} jobs are in the queue, from {queued[0].id} to {queued[-1].id}; their logs: {folder}")
-        result(queued[0].id.partition("_")[0])
+        jobs = submit_workers(request, out, max_parallel)
+        say(f"{len(jobs)} jobs are in the queue, from {jobs[0].id} to {jobs[-1].id}; their logs: {folder}")
+        if wait:
+            see_through(request, out, max_parallel)
+        result(str(out) if wait else jobs[0].id.partition("_")[0])
 
 
 def _request(verb: str, options: dict[str, Any]) -> Any:

@@ -59,7 +59,7 @@ class Submitted:
     """What sbatch was given."""
 
 
-def sbatch_text(request: JobRequest, folder: Path) -> str:
+def sbatch_text(request: JobRequest, folder: Path, *, parallel: int | None = None) -> str:
     """Return what sbatch would be given, without SLURM and without writing anything.
 
     Parameters
@@ -68,6 +68,8 @@ def sbatch_text(request: JobRequest, folder: Path) -> str:
         What the job asks for.
     folder
         Where its logs and the submission would lie.
+    parallel
+        The text of `submit_each` with as many jobs as the request has nodes, so many of them at a time.
 
     Raises
     ------
@@ -76,7 +78,13 @@ def sbatch_text(request: JobRequest, folder: Path) -> str:
     MissingExtraError
         If submitit is not installed.
     """
-    executor = _slurm_executor(request, folder)
+    if parallel is None:
+        executor = _slurm_executor(request, folder)
+    else:
+        executor = _slurm_executor(replace(request, nodes=1), folder, together=False)
+        executor.update_parameters(array_parallelism=parallel)
+        if request.nodes > 1:
+            executor.parameters["map_count"] = request.nodes
     # submitit has no public way to see the text: these private names are used here only.
     return str(executor._make_submission_file_text(executor._submitit_command_str, ""))
 
@@ -108,7 +116,7 @@ def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *argumen
     _check_slurm_is_here()
     _make_private(folder)
     if "dependency" not in request.slurm:
-        _check_not_queued(folder)
+        check_not_queued(folder)
     from submitit.core.utils import FailedJobError
 
     with _outside_of_any_job():
@@ -120,7 +128,12 @@ def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *argumen
 
 
 def submit_each(
-    request: JobRequest, folder: Path, work: Callable[..., Any], items: Sequence[tuple[Any, ...]]
+    request: JobRequest,
+    folder: Path,
+    work: Callable[..., Any],
+    items: Sequence[tuple[Any, ...]],
+    *,
+    parallel: int,
 ) -> list[Submitted]:
     """Hand a job array to SLURM: jobs on a node each that know nothing of each other, and return at once.
 
@@ -129,16 +142,18 @@ def submit_each(
     Parameters
     ----------
     request
-        What each job asks for; ``nodes`` of them, one for each item.
+        What each job asks for, but on one node.
     folder, work
         As those of `submit`.
     items
         The arguments of each job.
+    parallel
+        How many of them may run at a time.
 
     Returns
     -------
     list
-        The jobs, in the order of the items. A site that bounds the size of arrays gets several.
+        The jobs, in the order of the items. A site that bounds the size of arrays gets several, each with its part of ``parallel``.
 
     Raises
     ------
@@ -149,15 +164,15 @@ def submit_each(
     _check_slurm_is_here()
     _make_private(folder)
     if "dependency" not in request.slurm:
-        _check_not_queued(folder)
+        check_not_queued(folder)
     from submitit.core.utils import FailedJobError
 
     jobs = []
-    most = _largest_array()
+    arrays = -(-len(items) // _largest_array())
     with _outside_of_any_job():
-        for first in range(0, len(items), most):
-            part = items[first : first + most]
-            executor.update_parameters(array_parallelism=len(part))
+        for number in range(arrays):
+            part = items[number::arrays]
+            executor.update_parameters(array_parallelism=max(1, parallel // arrays))
             try:
                 jobs += executor.map_array(_Task(work, together=False), *zip(*part, strict=True))
             except FailedJobError as error:
@@ -170,6 +185,40 @@ def _largest_array() -> int:
     _, words = _slurm("scontrol", "show", "config")
     told = re.search(r"MaxArraySize\s*=\s*([0-9]+)", words)
     return max(1, int(told[1]) - 1) if told else 1000
+
+
+def queued(folder: Path) -> list[str]:
+    """Numbers of the jobs, submitted with a folder, that wait, run, or are about to be started again.
+
+    Raises
+    ------
+    SubmissionError
+        If SLURM does not answer.
+    """
+    _check_slurm_is_here()
+    before = {path.name.split("_")[0] for path in folder.glob("*_submission.sh")}
+    if not before:
+        return []
+    code, words = _slurm("squeue", "--noheader", "--me", "--format=%F")
+    if code != 0:
+        raise SubmissionError(f"squeue does not answer: {words}")
+    return sorted(before & set(words.split()))
+
+
+def cancel(folder: Path) -> list[str]:
+    """End the jobs that were submitted with a folder, and return their numbers.
+
+    Raises
+    ------
+    SubmissionError
+        If SLURM does not answer, or refuses.
+    """
+    jobs = queued(folder)
+    if jobs:
+        code, words = _slurm("scancel", *jobs)
+        if code != 0:
+            raise SubmissionError(f"scancel {' '.join(jobs)}: {words}")
+    return jobs
 
 
 def run_local(request: JobRequest, folder: Path, work: Callable[..., Any], *arguments: Any) -> Any:
@@ -400,14 +449,20 @@ def _make_private(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def _check_not_queued(folder: Path) -> None:
-    _, ids = _slurm("squeue", "--noheader", "--me", "--format=%F")
-    before = {path.name.split("_")[0] for path in folder.glob("*_submission.sh")}
-    queued = sorted(before & set(ids.split()))
-    if queued:
+def check_not_queued(folder: Path) -> None:
+    """See that no job which was submitted with a folder is in the queue.
+
+    Raises
+    ------
+    ConfigError
+        If there is one.
+    SubmissionError
+        If there is no SLURM here, or it does not answer.
+    """
+    if jobs := queued(folder):
         raise ConfigError(
-            f"{folder.parent} is queued or running already as job {queued[0]}: wait for it, end it with scancel {queued[0]}, or "
-            f"start after it with --slurm dependency=afterany:{queued[0]}"
+            f"{folder.parent} is queued or running already as job {jobs[0]}: wait for it, end it with scancel {jobs[0]}, or "
+            f"start after it with --slurm dependency=afterany:{jobs[0]}"
         )
 
 

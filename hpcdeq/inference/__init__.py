@@ -1,6 +1,22 @@
 """Bulk denoising: units of whole shards, computed by tiles, written once, recorded in a ledger."""
 
-from hpcdeq.inference.bulk import DenoiseReport, denoise_archive, repair_archive, verify
+from hpcdeq.inference.bulk import (
+    DenoiseReport,
+    denoise_archive,
+    denoise_share,
+    plan_archive,
+    repair_archive,
+    verify,
+)
 from hpcdeq.inference.tiles import DenoiseSettings, denoise_array
 
-__all__ = ["DenoiseReport", "DenoiseSettings", "denoise_archive", "denoise_array", "repair_archive", "verify"]
+__all__ = [
+    "DenoiseReport",
+    "DenoiseSettings",
+    "denoise_archive",
+    "denoise_array",
+    "denoise_share",
+    "plan_archive",
+    "repair_archive",
+    "verify",
+]

@@ -1,16 +1,17 @@
-"""Denoise an archive into another: unit by unit, each recorded when it is written, each scene visible when complete.
+"""Denoise an archive into another: planned once, unit by unit, each recorded when it is written, each scene visible when complete.
 
-Any number of workers do it together without talking to each other: each computes its share of the plan, and whoever records
-the last unit of a scene makes it visible. Two copies of one worker do no harm: they write the same bytes.
+Any number of workers do it together without talking to each other: each computes its share of the plan, which lies in the ledger.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import math
+import os
+import shutil
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,32 +20,39 @@ from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hpcdeq.archive import Archive, Scene, SceneDraft, SceneHeader, open_archive
-from hpcdeq.archive.layout import CELL_X, CELL_Y, CODES, DICTIONARY, SUPPORT
+from hpcdeq.archive import Archive, Scene, open_archive
 from hpcdeq.archive.scene import crc32c_of
 from hpcdeq.cluster.signals import StopRequest, stop_requests
 from hpcdeq.console import Bar, say
-from hpcdeq.errors import ConfigError, HpcdeqError, PreemptedError, SceneError
-from hpcdeq.inference.ledger import Job, Ledger, Record
+from hpcdeq.errors import ArchiveError, ConfigError, HpcdeqError, PreemptedError, SceneError
+from hpcdeq.inference.ledger import Complete, Job, Ledger
+from hpcdeq.inference.output import Output
 from hpcdeq.inference.plan import ScenePlan, Unit, share_of
 from hpcdeq.inference.tiles import (
     Convergence,
     DenoisedWindow,
     DenoiseSettings,
     NoisyWindow,
-    TileSolution,
     denoise_windows,
     prepare,
 )
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.models.files import read_card
-from hpcdeq.tiling import cells_along
+from hpcdeq.noise import estimate_sigma, sigma_range_of
+from hpcdeq.tiling import Window
 
 T = TypeVar("T")
 U = TypeVar("U")
 
-_AHEAD, _BEHIND = 2, 2  # units that are read ahead, and that wait to be written
+_MOST_THREADS = 8  # that read, and as many that write, for a GPU; a processor that computes has one of each
+_READ_PAUSES = (
+    0.2,
+    1.0,
+)  # seconds before a failed read is tried again: file systems of clusters have hiccups
+_SCENE_ERRORS = (SceneError, ArchiveError)  # of one scene: the others can be finished
+_NOISE_WINDOW = 260  # pixels: edge of the middle of a scene in which its noise is estimated
 
 
 @dataclass(kw_only=True)
@@ -52,12 +60,13 @@ class DenoiseReport:
     """What a run did."""
 
     done: list[str] = field(default_factory=list)
-    """Scenes denoised by this run."""
+    """Scenes that are in the archive at the end of this run, and were not before."""
     skipped: list[str] = field(default_factory=list)
     """Scenes that were there already, with the same model, settings and input."""
     failed: dict[str, str] = field(default_factory=dict)
     """Scenes that could not be denoised, and why."""
     convergence: Convergence = field(default_factory=Convergence)
+    """Of the scenes that this run made visible."""
     code_bytes: int = 0
     """Size on disk of the codes of the scenes denoised, if codes are kept."""
     pixel_bytes: int = 0
@@ -65,16 +74,9 @@ class DenoiseReport:
 
 
 def denoise_archive(
-    archive: Archive,
-    model_folder: Path,
-    out: Path,
-    settings: DenoiseSettings,
-    *,
-    overwrite: bool = False,
-    worker: int = 0,
-    workers: int = 1,
+    archive: Archive, model_folder: Path, out: Path, settings: DenoiseSettings, *, overwrite: bool = False
 ) -> DenoiseReport:
-    """Denoise every scene of an archive, or a worker's share of it.
+    """Denoise every scene of an archive.
 
     A run that was killed goes on where it stood when it is started again; it loses the units in flight.
 
@@ -89,16 +91,34 @@ def denoise_archive(
     settings
         How to apply the model.
     overwrite
-        Denoise also scenes that are there already; for a single worker.
-    worker, workers
-        Which of how many workers this is, from 0.
+        Denoise also scenes that are there already.
 
     Raises
     ------
     ConfigError
         If ``out`` is the input archive, or the settings do not fit the model.
+    StorageError
+        If ``out`` cannot be written, as the disk is full.
     PreemptedError
         If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): when the units that were begun are written.
+    """
+    failed = plan_archive(archive, model_folder, out, settings, overwrite=overwrite)
+    report = denoise_share(out)
+    report.failed = failed | report.failed
+    return report
+
+
+def plan_archive(
+    archive: Archive, model_folder: Path, out: Path, settings: DenoiseSettings, *, overwrite: bool = False
+) -> dict[str, str]:
+    """Plan how an archive is denoised, and write the plan into the ledger, for any number of workers.
+
+    What was begun by another plan and is not part of this one is swept. Parameters and errors are those of `denoise_archive`.
+
+    Returns
+    -------
+    dict
+        Scenes that cannot be denoised, and why.
     """
     if out.resolve() == archive.path.resolve():
         raise ConfigError(f"--out {out} is the archive that is read; choose another folder")
@@ -108,18 +128,53 @@ def denoise_archive(
         raise ConfigError(
             f"--codes: {model_folder} is a prior alone and has no codes; use a fast or full model"
         )
+    weights = read_card(model_folder)["weights_sha256"]
+    plans, failed = [], {}
+    for name in archive:
+        try:
+            plans.append(_plan_of(archive[name], model, weights, settings))
+        except HpcdeqError as error:
+            failed[name] = str(error)
+            say(f"{name}: {error}")
     denoised = open_archive(out, create=True)
-    denoised.sweep()
-    run = _Run(archive, model, read_card(model_folder)["weights_sha256"], settings, denoised)
-    run.plan()
-    run.ledger.begin(Job(archive.path, model_folder, settings), run.plans)
-    if overwrite:
-        run.forget()
-    with stop_requests() as stop:
-        run.denoise(worker, workers, stop)
+    ledger = Ledger(denoised)
+    for plan in plans:
+        there = denoised.fingerprint(plan.name)
+        if overwrite:
+            ledger.forget(plan)
+            denoised.remove(plan.name)
+        elif there not in (None, plan.fingerprint):
+            say(f"{plan.name}: denoised before with another model, settings or input; denoising it again")
+    denoised.sweep({denoised.shared_path(plan.name, plan.fingerprint) for plan in plans})
+    ledger.begin(Job(archive.path, model_folder, settings, plans))
+    for name, reason in failed.items():
+        ledger.fail(name, reason)
     denoised.close()
-    if stop:
-        raise PreemptedError("stopped; what was begun is written, and the same command goes on")
+    return failed
+
+
+def denoise_share(out: Path, worker: int = 0, workers: int = 1, local_rank: int = 0) -> DenoiseReport:
+    """Denoise a worker's share of what was planned for an output archive.
+
+    Parameters
+    ----------
+    out
+        Archive to write; `plan_archive` has been there.
+    worker, workers
+        Which of how many workers this is, from 0.
+    local_rank
+        Which of its node, from 0: the workers of a node take its GPUs in turn.
+
+    Raises
+    ------
+    ConfigError
+        If there is no plan, or the model is not that of the plan.
+    StorageError, PreemptedError
+        As `denoise_archive`.
+    """
+    run = _Run(out, local_rank)
+    with stop_requests() as stop:
+        run.denoise(share_of(run.job.scenes, worker, workers), stop)
     return run.report
 
 
@@ -143,18 +198,14 @@ def repair_archive(out: Path) -> tuple[dict[str, list[str]], DenoiseReport]:
     ConfigError
         If there is no ledger beside the archive.
     """
-    ledger = Ledger(out)
-    job = ledger.job()
-    archive, denoised = open_archive(job.archive), open_archive(out, create=True)
     damaged = dict(verify(out))
-    model = prepare(load_model(job.model), job.settings)
-    run = _Run(archive, model, read_card(job.model)["weights_sha256"], job.settings, denoised)
-    run.plan()
-    for plan in run.plans:
+    open_archive(out, create=True)  # its root may be what is damaged
+    run = _Run(out)
+    for plan in run.job.scenes:
         if plan.name in damaged:
-            run.reopen(plan, damaged[plan.name])
-    run.denoise()
-    denoised.close()
+            run.output.reopen(plan, damaged[plan.name])
+    with stop_requests() as stop:
+        run.denoise(share_of(run.job.scenes, 0, 1), stop)
     return damaged, run.report
 
 
@@ -165,12 +216,16 @@ def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
     ------
     name, files
         For each scene that is not as it was written: the files that are missing or have other bytes.
+
+    Raises
+    ------
+    ConfigError
+        If there is no ledger beside the archive.
     """
-    ledger = Ledger(out)
-    for name in ledger.completed():
-        known = ledger.checksums(name)
-        assert known is not None
-        bad = [file for file, sum_ in known[1].items() if _crc32c(out / name / file) != sum_]
+    ledger = Ledger(Archive(out))
+    ledger.job()
+    for name, complete in ledger.all_completed():
+        bad = [file for file, sum_ in complete.checksums.items() if _crc32c(out / name / file) != sum_]
         if bad:
             yield name, bad
 
@@ -182,249 +237,221 @@ def _crc32c(file: Path) -> int | None:
         return None
 
 
+def _plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: DenoiseSettings) -> ScenePlan:
+    if scene.shape[0] != model.bands:
+        raise SceneError(
+            f"{scene.shape[0]} bands, but the model knows {model.bands}; train one for this sensor"
+        )
+    # All that decides the bytes of a denoised scene.
+    what = {
+        "ledger": 5,
+        "weights": weights,
+        "solver": asdict(model.settings.solver),
+        "precision": settings.precision,
+        "overlap": settings.overlap_of(model),
+        "codes": settings.codes,
+        "dtype": settings.dtype,
+        "batch": settings.batch if settings.device != "cpu" else None,  # by which a GPU rounds
+        "input": scene.digest,
+        "scale_factor": scene.scale_factor,
+    }
+    bands, height, width = scene.shape
+    return ScenePlan(
+        name=scene.name,
+        fingerprint=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32],
+        bands=bands,
+        height=height,
+        width=width,
+        shard_shape=scene.shard_shape,
+        block=model.settings.block,
+        overlap=settings.overlap_of(model),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Input:
+    """What is read of a unit."""
+
+    noisy: NoisyWindow
+    valid: NDArray[np.bool_] | None
+    """(y, x), False where there is no data; None if there is everywhere."""
+    noise: list[float]
+    """Noise level of every band, if the middle of the scene is in the unit."""
+
+
 class _Run:
-    """One worker's run: one model, one input and one output archive."""
+    """One worker's run."""
 
-    def __init__(
-        self, archive: Archive, model: SparseDenoiser, weights: str, settings: DenoiseSettings, out: Archive
-    ) -> None:
-        self.archive, self.out = archive, out
-        self.model, self.weights, self.settings = model, weights, settings
-        self.ledger = Ledger(out.path)
+    def __init__(self, out: Path, local_rank: int = 0) -> None:
+        archive = open_archive(out)
+        archive.sweep()
+        self.ledger = Ledger(archive)
+        self.job = job = self.ledger.job()
+        self.archive = open_archive(job.archive)
+        self.model = prepare(load_model(job.model), job.settings, local_rank)
+        card = read_card(job.model)
+        self.weights = card["weights_sha256"]
+        self.trained = sigma_range_of(card["provenance"].get("config", {}).get("noise"))
+        self.output = Output(
+            archive, self.ledger, self.model, self.weights, job.settings, self._scene, self._remarks
+        )
         self.report = DenoiseReport()
-        self.scenes: dict[str, Scene] = {}
-        self.plans: list[ScenePlan] = []
-        self._drafts: dict[str, SceneDraft] = {}
-        self._lock = threading.RLock()
+        self._scenes: dict[str, Scene] = {}
+        self._lock = threading.Lock()
 
-    def plan(self) -> None:
-        """Open every scene; those that cannot be denoised are failures."""
-        for name in self.archive:
-            try:
-                scene = self.archive[name]
-                self.plans.append(self._plan_of(scene))
-            except HpcdeqError as error:
-                self._fail(name, error)
-            else:
-                self.scenes[name] = scene
-
-    def forget(self) -> None:
-        """Let all scenes be denoised again."""
-        for plan in self.plans:
-            self.ledger.forget(plan)
-            self.out.remove(plan.name)
-
-    def reopen(self, plan: ScenePlan, damaged: list[str]) -> None:
-        """Make a draft of a scene again, without the damaged files."""
-        header = self._header(self.scenes[plan.name])
-        self._drafts[plan.name] = self.out.reopen(plan.name, header, plan.fingerprint, damaged)
-
-    def denoise(self, worker: int = 0, workers: int = 1, stop: StopRequest | None = None) -> None:
-        """Compute this worker's share until asked to stop: units are read ahead, computed, and written behind."""
-        own = share_of(self.plans, worker, workers)
-        visible = {plan.name: self._is_visible(plan) for plan in {unit.scene for unit in own}}
-        self.report.skipped = [name for name in self.scenes if visible.get(name)]
-        begun: deque[Unit] = deque()
+    def denoise(self, units: list[Unit], stop: StopRequest) -> None:
+        """Compute units until asked to stop: they are read ahead, computed, and written behind."""
+        plans = list(dict.fromkeys(unit.scene for unit in units))
+        visible = {plan.name: self.output.is_visible(plan) for plan in plans}
+        self.report.skipped = [name for name, there in visible.items() if there]
+        begun: deque[tuple[Unit, _Input]] = deque()
+        stopped = False
+        threads = 1
+        if self.model.device.type != "cpu":
+            threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
         with (
-            Bar("denoise", len(own)) as bar,
-            ThreadPoolExecutor(_AHEAD) as readers,
-            ThreadPoolExecutor(_BEHIND) as writers,
+            Bar("denoise", len(units)) as bar,
+            ThreadPoolExecutor(threads) as readers,
+            ThreadPoolExecutor(threads) as writers,
         ):
 
             def missing() -> Iterator[Unit]:
-                for unit in own:
-                    if stop:
-                        return
+                nonlocal stopped
+                for unit in units:
                     bar.note(f"{unit.scene.name} rows {unit.window.y0}:, columns {unit.window.x0}:")
-                    if visible[unit.scene.name] or self._is_written(unit):
+                    if visible[unit.scene.name] or self.output.is_written(unit):
                         bar.advance()
-                    else:
-                        yield unit
+                        continue
+                    if stop:
+                        stopped = True
+                        return
+                    yield unit
 
             def inputs() -> Iterator[NoisyWindow]:
-                for unit, read in _ahead(readers, self._read, missing(), _AHEAD):
+                for unit, read in _ahead(readers, self._read, missing(), threads):
                     try:
-                        noisy = read.result()
-                    except SceneError as error:
-                        self._fail(unit.scene.name, error)
+                        begun.append((unit, read.result()))
+                    except _SCENE_ERRORS as error:
+                        self._fail(unit.scene, error)
                         bar.advance()
                     else:
-                        begun.append(unit)
-                        yield noisy
+                        yield begun[-1][1].noisy
 
             found = (
-                (begun.popleft(), window) for window in denoise_windows(self.model, inputs(), self.settings)
+                (*begun.popleft(), window)
+                for window in denoise_windows(self.model, inputs(), self.job.settings)
             )
-            for _, written in _ahead(writers, lambda pair: self._write(*pair), found, _BEHIND):
-                written.result()
+            for (unit, _, _), written in _ahead(writers, lambda all_: self._write(*all_), found, threads):
+                try:
+                    written.result()
+                except _SCENE_ERRORS as error:
+                    self._fail(unit.scene, error)
                 bar.advance()
-        for plan in dict.fromkeys(unit.scene for unit in own):
+        if stopped:
+            raise PreemptedError("stopped; what was begun is written, and the same command goes on")
+        for plan in plans:
             if not visible[plan.name]:
-                with self._unless_visible(plan):
-                    self._finish(plan)
-                if self._is_visible(plan):
-                    self.report.done.append(plan.name)
-
-    def _plan_of(self, scene: Scene) -> ScenePlan:
-        if scene.shape[0] != self.model.bands:
-            raise SceneError(
-                f"{scene.shape[0]} bands, but the model knows {self.model.bands}; train one for this sensor"
-            )
-        return ScenePlan(
-            name=scene.name,
-            fingerprint=self._fingerprint(scene),
-            extent=scene.extent,
-            shard_shape=scene.shard_shape,
-            block=self.model.settings.block,
-            overlap=self.settings.overlap_of(self.model),
-        )
-
-    def _fingerprint(self, scene: Scene) -> str:
-        """Digest of all that decides the bytes of a denoised scene."""
-        what = {
-            "ledger": 4,
-            "weights": self.weights,
-            "solver": asdict(self.model.settings.solver),
-            "precision": self.settings.precision,
-            "overlap": self.settings.overlap_of(self.model),
-            "codes": self.settings.codes,
-            "batch": self.settings.batch if self.model.device.type != "cpu" else None,
-            "input": scene.content_sha256,
-            "scale_factor": scene.scale_factor,
-        }
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32]
-
-    def _is_visible(self, plan: ScenePlan) -> bool:
-        return self.out.fingerprint(plan.name) == plan.fingerprint
-
-    def _is_written(self, unit: Unit) -> bool:
-        """Whether a unit is recorded, and its files are on disk as they were written."""
-        record = self.ledger.read(unit)
-        if record is None:
-            return False
-        files = {self._draft(unit.scene).path / name: sum_ for name, sum_ in record.checksums.items()}
-        return all(file.is_file() and crc32c_of(file) == sum_ for file, sum_ in files.items())
-
-    def _read(self, unit: Unit) -> NoisyWindow:
-        pixels = self.scenes[unit.scene.name].read(unit.reach)
-        return NoisyWindow(extent=unit.scene.extent, window=unit.window, pixels=pixels)
-
-    def _write(self, unit: Unit, found: DenoisedWindow) -> None:
-        """Write and record a unit, and make its scene visible if it was the last."""
-        with self._unless_visible(unit.scene):
-            self._write_unit(unit, found)
-            self._finish(unit.scene)
-
-    @contextlib.contextmanager
-    def _unless_visible(self, plan: ScenePlan) -> Iterator[None]:
-        """In here a draft may be taken away at any moment, as another copy of this worker makes the scene visible."""
-        try:
-            yield
-        except Exception:
-            if not self._is_visible(plan):
-                raise
-        if self._is_visible(plan) and (draft := self._drafts.pop(plan.name, None)):
-            draft.discard()  # what was written since then
-
-    def _write_unit(self, unit: Unit, found: DenoisedWindow) -> None:
-        scene, draft, window = self.scenes[unit.scene.name], self._draft(unit.scene), unit.window
-        shards = list(draft.scene.shards(window))
-        files = [draft.scene.shard_path(shard) for shard in shards]
-        if scene.has_mask:
-            valid = scene.valid_mask(window)
-            found.values[:, ~valid] = 0.0
-            draft.write_mask(window, valid)
-            files += [draft.scene.mask_path(shard) for shard in shards]
-        draft.write(window, found.values)
-        if found.codes is not None:
-            draft.write_codes(window, found.codes)
-            files += [draft.scene.shard_path(shard, CODES) for shard in shards]
-        sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
-        self.ledger.write(unit, Record(checksums=sums, tiles=found.tiles))
+                self._finish(plan)
+        self._sweep()
 
     def _finish(self, plan: ScenePlan) -> None:
-        """Make a scene visible if all of its units are recorded and nobody has done so."""
-        with self._lock:
-            if not self.ledger.finished(plan) or self._is_visible(plan):
-                return
-            records = [self.ledger.read(unit) for unit in plan.units()]
-            # Units share the tiles at their borders.
-            tiles = {(tile.y0, tile.x0): tile for record in records if record for tile in record.tiles}
-            draft = self._draft(plan)
-            self._attach(draft, plan, tiles)
-            draft.publish(lambda: self._complete(draft, plan, records))
-            self.report.convergence += Convergence.of(tiles.values())
-            if self.settings.codes:
-                self.report.code_bytes += self.out[plan.name].code_bytes
-                self.report.pixel_bytes += 4 * math.prod(self.scenes[plan.name].shape)
+        """Count a scene; one that was killed between its last record and the end is made visible."""
+        try:
+            self._count(plan, self.output.finish(plan))
+        except _SCENE_ERRORS as error:
+            self._fail(plan, error)
+        if self.output.is_visible(plan):
+            self.report.done.append(plan.name)
 
-    def _complete(self, draft: SceneDraft, plan: ScenePlan, records: list[Record | None]) -> None:
-        """Record what a scene holds that is about to become visible."""
-        files = (file for file in draft.path.rglob("*") if file.is_file())
-        sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
-        if not draft.path.exists():
-            raise SceneError(f"{draft.path} was taken away")
-        for record in records:
-            for name, sum_ in record.checksums.items() if record else ():
-                if sums.get(name) != sum_:
-                    raise SceneError(f"{name} is not on disk as it was written; run the same command again")
-        self.ledger.complete(plan, sums)
+    def _sweep(self) -> None:
+        """Remove all that is left aside when everything is done."""
+        if all(map(self.output.is_visible, self.job.scenes)):
+            shutil.rmtree(self.output.archive.staging, ignore_errors=True)
+        self.output.archive.close()
 
-    def _draft(self, plan: ScenePlan) -> SceneDraft:
-        with self._lock:
-            if plan.name not in self._drafts:
-                if self.out.fingerprint(plan.name) not in (None, plan.fingerprint):
-                    say(
-                        f"{plan.name}: denoised before with another model, settings or input; denoising it again"
-                    )
-                header = self._header(self.scenes[plan.name])
-                self._drafts[plan.name] = self.out.shared_draft(plan.name, header, plan.fingerprint)
-            return self._drafts[plan.name]
+    def _read(self, unit: Unit) -> _Input:
+        for pause in _READ_PAUSES:
+            try:
+                return self._read_once(unit)
+            except _SCENE_ERRORS:
+                time.sleep(pause)
+        return self._read_once(unit)
 
-    def _fail(self, name: str, error: HpcdeqError) -> None:
-        if name not in self.report.failed:
-            say(f"{name}: {error}")
-        self.report.failed[name] = str(error)
-        self.ledger.fail(name, str(error))
-
-    def _attach(self, draft: SceneDraft, plan: ScenePlan, tiles: dict[tuple[int, int], TileSolution]) -> None:
-        """Keep beside the pixels how each tile was solved, for people to look at, and what its codes mean."""
-        rows, columns = (sorted({place[axis] for place in tiles}) for axis in (0, 1))
-        grid = [[tiles[y, x] for x in columns] for y in rows]
-        places = ("tile_y", "tile_x")
-        draft.attach("tile_y", places[:1], np.array(rows))
-        draft.attach("tile_x", places[1:], np.array(columns))
-        for name, dtype in (("residual", np.float32), ("iterations", np.int32), ("converged", np.uint8)):
-            values = np.array([[getattr(tile, name) for tile in row] for row in grid], dtype)
-            draft.attach(f"tile_{name}", places, values)
-        if not self.settings.codes:
-            return
-        size = (plan.extent.height, plan.extent.width)
-        for name, place, length in zip((CELL_Y, CELL_X), places, size, strict=True):
-            firsts = [first for first, _ in cells_along(length, plan.block, plan.overlap).values()]
-            draft.attach(name, (place,), np.array(firsts))
-        draft.attach(DICTIONARY, ("band", "atom"), self.model.atoms.detach().cpu().numpy())
-        if grid[0][0].support:
-            supports = np.array([[tile.support for tile in row] for row in grid], np.int32)
-            draft.attach(SUPPORT, (*places, "code"), supports)
-
-    def _header(self, scene: Scene) -> SceneHeader:
-        return SceneHeader(
-            shape=scene.shape,
-            dtype=np.dtype(np.float32),
-            wavelengths=scene.wavelengths,
-            fwhm=scene.fwhm,
-            has_mask=scene.has_mask,
-            codes=self.model.code_count if self.settings.codes else 0,
-            attributes={
-                **scene.attributes,
-                "denoised_with": {
-                    "weights_sha256": self.weights,
-                    "overlap": self.settings.overlap_of(self.model),
-                    "precision": self.settings.precision,
-                },
-            },
+    def _read_once(self, unit: Unit) -> _Input:
+        scene, around = self._scene(unit.scene), unit.reach
+        pixels = scene.read(around)
+        if not np.isfinite(pixels).all():
+            raise SceneError(
+                f"scene {scene.name}: NaN or infinite values in rows {around.y0}:{around.y1}, columns {around.x0}:{around.x1} "
+                "that no valid_mask marks; ingest it again"
+            )
+        return _Input(
+            noisy=NoisyWindow(extent=unit.scene.extent, window=unit.window, pixels=pixels),
+            valid=scene.valid_mask(unit.window) if scene.has_mask else None,
+            noise=_noise_in_the_middle(unit, pixels),
         )
+
+    def _write(self, unit: Unit, read: _Input, found: DenoisedWindow) -> None:
+        self._count(unit.scene, self.output.write(unit, found, read.valid, read.noise))
+
+    def _count(self, plan: ScenePlan, complete: Complete | None) -> None:
+        """Add a scene that was made visible to the report."""
+        if complete is None:
+            return
+        with self._lock:
+            for remark in complete.remarks:
+                say(f"{plan.name}: {remark}")
+            self.report.convergence += complete.convergence
+            if self.job.settings.codes:
+                self.report.code_bytes += self.output.archive[plan.name].code_bytes
+                self.report.pixel_bytes += 4 * math.prod(self._scene(plan).shape)
+        self._scenes.pop(plan.name, None)
+
+    def _scene(self, plan: ScenePlan) -> Scene:
+        """Open the noisy scene of a plan."""
+        scene = self._scenes.get(plan.name)
+        if scene is None:
+            scene = self.archive[plan.name]
+            now = _plan_of(scene, self.model, self.weights, self.job.settings)
+            if now != plan:
+                raise SceneError(
+                    f"scene {plan.name}: the scene or the model {self.job.model} has changed since the work was planned; give the "
+                    "command again"
+                )
+            self._scenes[plan.name] = scene
+        return scene
+
+    def _remarks(self, noise: float) -> list[str]:
+        """What is to be said of a scene of some noise level, in units of 1/255."""
+        if self.trained is None or noise == 0:
+            return []
+        least, most = self.trained
+        if 0.8 * least <= noise <= 1.2 * most:
+            return []
+        known = f"{least:g}" if least == most else f"{least:g} to {most:g}"
+        return [
+            f"its noise is about {noise:.0f}/255, and the model was trained for {known}: use one that was trained for this noise"
+        ]
+
+    def _fail(self, plan: ScenePlan, error: HpcdeqError) -> None:
+        if plan.name not in self.report.failed:
+            say(f"{plan.name}: {error}")
+        self.report.failed[plan.name] = str(error)
+        self.ledger.fail(plan.name, str(error))
+
+
+def _noise_in_the_middle(unit: Unit, pixels: NDArray[np.float32]) -> list[float]:
+    """Estimate the noise of every band in the middle of a scene; nothing if that is in another unit."""
+    scene, window, around = unit.scene, unit.window, unit.reach
+    y, x = scene.height // 2, scene.width // 2
+    if not (window.y0 <= y < window.y1 and window.x0 <= x < window.x1):
+        return []
+    half = _NOISE_WINDOW // 2
+    middle = Window(max(0, y - half), y + half, max(0, x - half), x + half).intersect(around)
+    if min(middle.height, middle.width) < 2:
+        return []
+    inside = middle.shift(-around.y0, -around.x0).slices
+    return [float(sigma) for sigma in estimate_sigma(pixels[(slice(None), *inside)])]
 
 
 def _ahead(

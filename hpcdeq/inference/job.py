@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
-from typing import Any
 
-from hpcdeq.archive import open_archive
 from hpcdeq.cluster.ranks import place_of
+from hpcdeq.cluster.request import JobRequest
+from hpcdeq.cluster.submission import Submitted, queued, submit_each
 from hpcdeq.console import say
-from hpcdeq.errors import PartialFailureError
-from hpcdeq.inference.bulk import denoise_archive
-from hpcdeq.inference.tiles import DenoiseSettings
+from hpcdeq.errors import JobError, PartialFailureError, SubmissionError
+from hpcdeq.inference.bulk import denoise_share
+from hpcdeq.inference.status import status_of
+
+_LOOK_SECONDS, _LONGEST_LOOK_SECONDS = (
+    2.0,
+    60.0,
+)  # between two looks at the queue, longer each time: kind to the scheduler
+_ATTEMPTS = 3  # submissions in a row without a unit finished
 
 
-def denoise_job(archive: str, model: str, out: str, settings: dict[str, Any], job: int, jobs: int) -> str:
-    """Denoise the share of this process: the jobs share the archive, and the processes of a job its part.
+def denoise_job(out: str, job: int, jobs: int) -> str:
+    """Denoise the share of this process: the jobs share what was planned, and the processes of a job its part.
 
     Parameters
     ----------
-    archive, model, out
-        Folders, as `denoise_archive` takes them.
-    settings
-        Fields of `DenoiseSettings`.
+    out
+        The output archive, for which `plan_archive` has made the plan.
     job, jobs
         Which of how many jobs this process belongs to, from 0.
 
@@ -37,15 +42,81 @@ def denoise_job(archive: str, model: str, out: str, settings: dict[str, Any], jo
         If some scenes could not be denoised; their reasons are in the ledger too.
     """
     place = place_of(os.environ)
-    report = denoise_archive(
-        open_archive(Path(archive)),
-        Path(model),
+    report = denoise_share(
         Path(out),
-        DenoiseSettings(**settings),
         worker=job * place.world_size + place.rank,
         workers=jobs * place.world_size,
+        local_rank=place.local_rank,
     )
     say(f"{len(report.done)} scenes complete, {len(report.failed)} failed")
     if report.failed:
         raise PartialFailureError("not denoised: " + ", ".join(report.failed))
     return out
+
+
+def jobs_folder(out: Path) -> Path:
+    """Where the logs and the submissions of an output archive's jobs lie."""
+    return out.with_name(f"{out.name}.ledger") / "jobs"
+
+
+def submit_workers(request: JobRequest, out: Path, parallel: int | None) -> list[Submitted]:
+    """Submit as many workers as the request has nodes, for what was planned.
+
+    Parameters
+    ----------
+    request
+        What the workers ask for.
+    out
+        The output archive, for which `plan_archive` has made the plan.
+    parallel
+        How many may run at a time; None is all.
+    """
+    items = [(str(out.absolute()), job, request.nodes) for job in range(request.nodes)]
+    return submit_each(request, jobs_folder(out), denoise_job, items, parallel=parallel or request.nodes)
+
+
+def see_through(request: JobRequest, out: Path, parallel: int | None) -> None:
+    """Wait until all is done, and submit workers again where SLURM has lost some.
+
+    Parameters
+    ----------
+    request, out, parallel
+        As those of `submit_workers`.
+
+    Raises
+    ------
+    PartialFailureError
+        If some scenes could not be denoised.
+    JobError
+        If workers ended several times in a row without finishing a unit.
+    """
+    finished, attempts = -1, 0
+    while True:
+        pause = _LOOK_SECONDS
+        while _in_queue(out):
+            say(str(status_of(out)))
+            time.sleep(pause)
+            pause = min(1.5 * pause, _LONGEST_LOOK_SECONDS)
+        now = status_of(out)
+        say(str(now))
+        if now.left == 0:
+            break
+        attempts = 1 if now.finished > finished else attempts + 1
+        finished = now.finished
+        if attempts > _ATTEMPTS:
+            raise JobError(
+                f"the jobs ended {_ATTEMPTS} times without finishing anything; their logs in {jobs_folder(out)} say why",
+                1,
+            )
+        first = submit_workers(request, out, parallel)[0]
+        say(f"units are left and no job is in the queue: submitted again as {first.id}")
+    if failed := now.names("failed"):
+        raise PartialFailureError("not denoised: " + ", ".join(failed))
+
+
+def _in_queue(out: Path) -> bool:
+    try:
+        return bool(queued(jobs_folder(out)))
+    except SubmissionError as error:  # the scheduler is busy, or away for a while
+        say(str(error))
+        return True

@@ -1,4 +1,4 @@
-"""The ledger: one small file for every finished unit, one for every complete scene, one for every scene that failed.
+"""The ledger: what is to be done, one small file for every finished unit, every complete scene, every scene that failed.
 
 It alone says what is done. It lies beside the output archive, so that a copied archive carries no job state, and every file in
 it is written in one step.
@@ -10,26 +10,18 @@ import contextlib
 import json
 import os
 import shutil
-import uuid
-from collections.abc import Sequence
-from dataclasses import asdict, astuple, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, field, replace
 from itertools import starmap
 from pathlib import Path
 from typing import Any
 
+from hpcdeq.archive import Archive
 from hpcdeq.errors import ConfigError
 from hpcdeq.inference.plan import ScenePlan, Unit
-from hpcdeq.inference.tiles import DenoiseSettings, TileSolution
+from hpcdeq.inference.tiles import Convergence, DenoiseSettings, TileSolution
 
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """What is known of a finished unit."""
-
-    checksums: dict[str, int]
-    """crc32c of every file that was written, by its path inside the scene."""
-    tiles: list[TileSolution]
-    """How each tile of the unit was solved."""
+_FORMAT = 5
 
 
 @dataclass(frozen=True)
@@ -40,6 +32,37 @@ class Job:
     """The archive that is denoised."""
     model: Path
     settings: DenoiseSettings
+    scenes: Sequence[ScenePlan]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What is known of a finished unit."""
+
+    checksums: dict[str, int]
+    """crc32c of every file that was written, by its path inside the scene."""
+    tiles: list[TileSolution]
+    """How each tile of the unit was solved."""
+    masked: int = 0
+    """Pixels without data."""
+    noise: list[float] = field(default_factory=list)
+    """Noise level of every band, of the unit in the middle of its scene; none for the others."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Complete:
+    """What is known of a complete scene."""
+
+    fingerprint: str
+    checksums: dict[str, int]
+    """crc32c of every file, by its path inside the scene."""
+    convergence: Convergence
+    masked: int
+    """Pixels without data."""
+    noise: float
+    """Noise level of the input, the mean of its bands, in units of 1/255."""
+    remarks: list[str]
+    """What its user should know."""
 
 
 class Ledger:
@@ -48,22 +71,32 @@ class Ledger:
     Parameters
     ----------
     out
-        Path of the output archive.
+        The output archive. Files of the ledger are begun in its staging folder, where those of killed runs are swept.
     """
 
-    def __init__(self, out: Path) -> None:
-        self.folder = out.with_name(f"{out.name}.ledger")
+    def __init__(self, out: Archive) -> None:
+        self.out = out
+        self.folder = out.path.with_name(f"{out.path.name}.ledger")
+        self._seen: tuple[int, int, set[tuple[str, str]]] | None = None
 
-    def begin(self, job: Job, scenes: Sequence[ScenePlan]) -> None:
-        """Note what is being done, and the plan of it: the same by every worker."""
-        stored = {
-            "archive": str(job.archive.absolute()),
-            "model": str(job.model.absolute()),
-            "settings": asdict(job.settings),
-            "scenes": [[s.name, s.fingerprint, sum(1 for _ in s.units())] for s in scenes],
-        }
-        if _read(self.folder / "job.json") != stored:
-            _write(self.folder / "job.json", stored)
+    def begin(self, job: Job) -> None:
+        """Note what is to be done; what was noted of scenes that are to be made otherwise, and all failures, are forgotten."""
+        wanted = {(scene.name, scene.fingerprint) for scene in job.scenes}
+        with contextlib.suppress(ConfigError):  # the first, or of another version
+            for scene in self.job().scenes:
+                if (scene.name, scene.fingerprint) not in wanted:
+                    self.forget(scene)
+        shutil.rmtree(self.folder / "failed", ignore_errors=True)
+        self._write(
+            self.folder / "job.json",
+            {
+                "format": _FORMAT,
+                "archive": str(job.archive.absolute()),
+                "model": str(job.model.absolute()),
+                "settings": asdict(job.settings),
+                "scenes": [astuple(scene) for scene in job.scenes],
+            },
+        )
 
     def job(self) -> Job:
         """Return what is being, or was, done.
@@ -71,85 +104,99 @@ class Ledger:
         Raises
         ------
         ConfigError
-            If nothing was: there is no ledger beside the archive.
+            If nothing was: there is no ledger beside the archive, or one of another version.
         """
         stored = _read(self.folder / "job.json")
         if stored is None:
             raise ConfigError(
-                f"there is no {self.folder}: it lies beside an archive that hpcdeq denoise wrote, and says what was written"
+                f"there is no {self.folder / 'job.json'}: it lies beside an archive that hpcdeq denoise wrote, and says what "
+                "was written"
             )
-        return Job(Path(stored["archive"]), Path(stored["model"]), DenoiseSettings(**stored["settings"]))
-
-    def scenes(self) -> list[tuple[str, str, int]]:
-        """Name, fingerprint and number of units of every scene of the plan.
-
-        Raises
-        ------
-        ConfigError
-            As `job`.
-        """
-        self.job()
-        return [
-            (name, fingerprint, units)
-            for name, fingerprint, units in _read(self.folder / "job.json")["scenes"]
+        if stored.get("format") != _FORMAT:
+            raise ConfigError(
+                f"{self.folder} is of another version of hpcdeq; give the command that wrote it again, to go on with this one"
+            )
+        names = ScenePlan.__dataclass_fields__
+        scenes = [
+            ScenePlan(**(dict(zip(names, values, strict=True)) | {"shard_shape": tuple(values[5])}))
+            for values in stored["scenes"]
         ]
+        settings = DenoiseSettings(**stored["settings"])
+        return Job(Path(stored["archive"]), Path(stored["model"]), settings, scenes)
 
-    def times(self, name: str, fingerprint: str) -> list[float]:
-        """When each finished unit of a scene was recorded, in seconds since 1970."""
-        try:
-            with os.scandir(self.folder / "units" / name / fingerprint) as files:
-                return [file.stat().st_mtime for file in files if not file.name.startswith(".")]
-        except FileNotFoundError:
-            return []
+    def wants(self, scene: ScenePlan) -> bool:
+        """Whether the scene is still to be made by this plan: a newer one may have come meanwhile."""
+        told = (self.folder / "job.json").stat()
+        if self._seen is None or self._seen[:2] != (told.st_ino, told.st_mtime_ns):
+            self._seen = told.st_ino, told.st_mtime_ns, {(s.name, s.fingerprint) for s in self.job().scenes}
+        return (scene.name, scene.fingerprint) in self._seen[2]
 
-    def failures(self) -> dict[str, str]:
-        """Why scenes could not be finished, by name."""
-        files = sorted((self.folder / "failed").glob("*.json"))
-        return {file.stem: stored["reason"] for file in files if (stored := _read(file)) is not None}
-
-    def completed(self) -> list[str]:
-        """Names of all scenes that were completed."""
-        return sorted(path.stem for path in (self.folder / "complete").glob("*.json"))
+    # Units
 
     def read(self, unit: Unit) -> Record | None:
         """Return the record of a unit, or None if it is not finished."""
         stored = _read(self._unit(unit))
         if stored is None:
             return None
-        tiles = starmap(TileSolution, stored["tiles"])
-        return Record(
-            checksums=stored["checksums"],
-            tiles=[replace(tile, support=tuple(tile.support)) for tile in tiles],
-        )
+        tiles = list(starmap(TileSolution, stored.pop("tiles")))
+        return Record(tiles=[replace(tile, support=tuple(tile.support)) for tile in tiles], **stored)
 
     def write(self, unit: Unit, record: Record) -> None:
         """Record a finished unit; its shards must be on disk already."""
-        stored = {"checksums": record.checksums, "tiles": [astuple(tile) for tile in record.tiles]}
-        _write(self._unit(unit), stored)
+        self._write(self._unit(unit), vars(record) | {"tiles": [astuple(tile) for tile in record.tiles]})
 
     def finished(self, scene: ScenePlan) -> bool:
         """Whether all units of a scene have records."""
         return all(self._unit(unit).is_file() for unit in scene.units())
 
-    def complete(self, scene: ScenePlan, checksums: dict[str, int]) -> None:
-        """Record the crc32c of all files of a scene that is complete, by their paths inside it."""
-        _write(self._complete(scene.name), {"fingerprint": scene.fingerprint, "checksums": checksums})
-        with contextlib.suppress(FileNotFoundError):
-            self._failed(scene.name).unlink()
+    def times(self, scene: ScenePlan) -> list[float]:
+        """When each finished unit of a scene was recorded, in seconds since 1970."""
+        try:
+            with os.scandir(self._units(scene)) as files:
+                return [file.stat().st_mtime for file in files if not file.name.startswith(".")]
+        except FileNotFoundError:
+            return []
 
-    def checksums(self, name: str) -> tuple[str, dict[str, int]] | None:
-        """Return the fingerprint of a complete scene, and the crc32c of all its files; None if there is no such scene."""
-        stored = _read(self._complete(name))
-        return None if stored is None else (stored["fingerprint"], stored["checksums"])
+    # Scenes
 
-    def fail(self, name: str, reason: str) -> None:
+    def complete(self, scene: str, what: Complete) -> None:
+        """Record a scene that is complete."""
+        self._write(self._complete(scene), asdict(what))
+        self._failed(scene).unlink(missing_ok=True)
+
+    def completed(self, scene: str) -> Complete | None:
+        """Return what is known of a complete scene, None if it is not complete."""
+        stored = _read(self._complete(scene))
+        if stored is None:
+            return None
+        return Complete(**(stored | {"convergence": Convergence(**stored["convergence"])}))
+
+    def all_completed(self) -> Iterator[tuple[str, Complete]]:
+        """All scenes that were completed, in the order of their names."""
+        for name in self._names("complete"):
+            if what := self.completed(name):
+                yield name, what
+
+    def fail(self, scene: str, reason: str) -> None:
         """Record why a scene could not be finished; forgotten when it is."""
-        _write(self._failed(name), {"reason": reason})
+        self._write(self._failed(scene), {"reason": reason})
+
+    def failures(self) -> dict[str, str]:
+        """Why scenes could not be finished, by name."""
+        stored = {name: _read(self._failed(name)) for name in self._names("failed")}
+        return {name: told["reason"] for name, told in stored.items() if told is not None}
 
     def forget(self, scene: ScenePlan) -> None:
         """Forget all records of a scene."""
         shutil.rmtree(self._units(scene), ignore_errors=True)
         self._complete(scene.name).unlink(missing_ok=True)
+
+    def _names(self, kind: str) -> list[str]:
+        return sorted(
+            path.name.removesuffix(".json")
+            for path in (self.folder / kind).glob("*.json")
+            if not path.name.startswith(".")
+        )
 
     def _units(self, scene: ScenePlan) -> Path:
         return self.folder / "units" / scene.name / scene.fingerprint
@@ -157,11 +204,22 @@ class Ledger:
     def _unit(self, unit: Unit) -> Path:
         return self._units(unit.scene) / f"{unit.window.y0}-{unit.window.x0}.json"
 
-    def _complete(self, name: str) -> Path:
-        return self.folder / "complete" / f"{name}.json"
+    def _complete(self, scene: str) -> Path:
+        return self.folder / "complete" / f"{scene}.json"
 
-    def _failed(self, name: str) -> Path:
-        return self.folder / "failed" / f"{name}.json"
+    def _failed(self, scene: str) -> Path:
+        return self.folder / "failed" / f"{scene}.json"
+
+    def _write(self, path: Path, values: Any) -> None:
+        """Write a file in one step."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = self.out.attempt("ledger")
+        aside.parent.mkdir(exist_ok=True)
+        with aside.open("w") as file:
+            json.dump(values, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
 
 
 def _read(path: Path) -> Any:
@@ -169,13 +227,3 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text())
     except FileNotFoundError:
         return None
-
-
-def _write(path: Path, values: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    with aside.open("w") as file:
-        json.dump(values, file)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from hpcdeq.inference.tiles import reach
 from hpcdeq.tiling import Window, partition
 
-_UNIT_SHARDS = (
-    2  # edge of a unit: fewer tiles cross unit borders, and are computed twice, than with single shards
-)
+# Pixels of a unit as float32, at most. Tiles that cross its border are computed twice: one in ten of blocks of 60 that overlap by
+# 20, for units of 1300 x 1300 x 31. Some units are in memory at a time: those that are read ahead, computed, and written.
+_UNIT_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,20 +21,38 @@ class ScenePlan:
     name: str
     fingerprint: str
     """Digest of model, settings and input: all that decides the bytes of the result."""
-    extent: Window
+    bands: int
+    height: int
+    width: int
+    """Of the scene, the latter in pixels."""
     shard_shape: tuple[int, int]
     """(y, x) of a shard in pixels."""
     block: int
     overlap: int
     """Edge of a tile, and the pixels that neighbours share."""
 
+    @property
+    def extent(self) -> Window:
+        """The whole scene."""
+        return Window(0, self.height, 0, self.width)
+
+    @property
+    def unit_shape(self) -> tuple[int, int]:
+        """(y, x) of a unit in pixels: as many whole shards as fit its bytes, at least one."""
+        edge_y, edge_x = self.shard_shape
+        shards = max(1, math.isqrt(_UNIT_BYTES // (4 * self.bands * edge_y * edge_x)))
+        return shards * edge_y, shards * edge_x
+
     def units(self) -> Iterator[Unit]:
         """Windows of whole shards that cover the scene, row by row."""
-        edge_y, edge_x = self.shard_shape
-        for window in partition(
-            self.extent.height, self.extent.width, _UNIT_SHARDS * edge_y, _UNIT_SHARDS * edge_x
-        ):
+        for window in partition(self.height, self.width, *self.unit_shape):
             yield Unit(scene=self, window=window)
+
+    @property
+    def unit_count(self) -> int:
+        """How many units there are."""
+        y, x = self.unit_shape
+        return -(-self.height // y) * -(-self.width // x)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,9 +69,9 @@ class Unit:
 
     @property
     def cost(self) -> int:
-        """Pixels that are computed."""
-        around = self.reach
-        return around.height * around.width
+        """About how many pixels are computed: those of the window, and of the tiles that cross its border."""
+        around = 2 * self.scene.block
+        return (self.window.height + around) * (self.window.width + around)
 
 
 def share_of(scenes: Sequence[ScenePlan], worker: int, workers: int) -> list[Unit]:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hpcdeq.archive import open_archive
+from hpcdeq.archive import Archive
 from hpcdeq.inference.ledger import Ledger
 
 _RECENT_SECONDS = 600.0
@@ -25,6 +25,15 @@ class SceneStatus:
     """Units that are finished."""
     reason: str | None = None
     """Why it failed."""
+    tiles: int | None = None
+    converged: int | None = None
+    """Tiles, and those of them that converged; of a scene that is done."""
+    masked: int | None = None
+    """Pixels without data; of a scene that is done."""
+    noise: float | None = None
+    """Noise level of the input in units of 1/255, the mean of its bands; of a scene that is done."""
+    remarks: Sequence[str] = ()
+    """What its user should know; of a scene that is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +41,11 @@ class Status:
     """How far a bulk run is."""
 
     scenes: Sequence[SceneStatus]
-    units_per_second: float
-    """Of the last ten minutes."""
+    """In the order of their names."""
+    pixels_per_second: float
+    """Written in the last ten minutes."""
+    pixels_left: int
+    """To be written, but for scenes that failed."""
 
     @property
     def units(self) -> int:
@@ -46,16 +58,27 @@ class Status:
         return sum(scene.finished for scene in self.scenes)
 
     @property
+    def left(self) -> int:
+        """Scenes that are neither done nor failed."""
+        return sum(scene.state in ("running", "pending") for scene in self.scenes)
+
+    @property
     def seconds_left(self) -> float | None:
         """At the rate of the last ten minutes; None if nothing was finished in them."""
-        left = sum(scene.units - scene.finished for scene in self.scenes if scene.state != "failed")
-        if left == 0:
+        if self.left == 0:
             return 0.0
-        return left / self.units_per_second if self.units_per_second > 0 else None
+        return self.pixels_left / self.pixels_per_second if self.pixels_per_second > 0 else None
 
-    def count(self, state: str) -> int:
-        """How many scenes are in a state."""
-        return sum(scene.state == state for scene in self.scenes)
+    def names(self, state: str) -> list[str]:
+        """Names of the scenes in a state."""
+        return [scene.name for scene in self.scenes if scene.state == state]
+
+    def __str__(self) -> str:
+        counts = ", ".join(f"{len(self.names(s))} {s}" for s in ("done", "running", "pending", "failed"))
+        seconds = self.seconds_left
+        eta = "time left unknown" if seconds is None else f"{seconds / 60:.0f} min left"
+        rate = f"{self.pixels_per_second / 1e6:.2f} Mpixel/s"
+        return f"{len(self.scenes)} scenes: {counts}; {self.finished} of {self.units} units, {rate}, {eta}"
 
 
 def status_of(out: Path) -> Status:
@@ -71,29 +94,50 @@ def status_of(out: Path) -> Status:
     ConfigError
         If there is no ledger beside it.
     """
-    ledger = Ledger(out)
-    archive = open_archive(out)
+    archive = Archive(out)
+    ledger = Ledger(archive)
     failures = ledger.failures()
-    now, scenes, times = time.time(), [], []
-    for name, fingerprint, units in ledger.scenes():
-        written = ledger.times(name, fingerprint)
-        times += written
-        if archive.fingerprint(name) == fingerprint:
-            state = "done"
-        elif name in failures:
-            state = "failed"
+    scenes: list[SceneStatus] = []
+    now = time.time()
+    written, since, left = 0.0, now, 0.0
+    for plan in ledger.job().scenes:
+        times = ledger.times(plan)
+        pixels = plan.height * plan.width / plan.unit_count  # of a unit, more or less
+        recent = [t for t in times if now - t < _RECENT_SECONDS]
+        written += pixels * len(recent)
+        since = min([since, *recent])
+        complete = ledger.completed(plan.name)
+        if complete and archive.fingerprint(plan.name) == plan.fingerprint:
+            solved = complete.convergence
+            scene = SceneStatus(
+                name=plan.name,
+                state="done",
+                units=plan.unit_count,
+                finished=plan.unit_count,
+                tiles=solved.tiles,
+                converged=solved.converged,
+                masked=complete.masked,
+                noise=complete.noise,
+                remarks=complete.remarks,
+            )
         else:
-            state = "running" if written else "pending"
-        finished = units if state == "done" else len(written)
-        scenes.append(
-            SceneStatus(name=name, state=state, units=units, finished=finished, reason=failures.get(name))
-        )
-    known = {scene.name for scene in scenes}
-    scenes += [
+            reason = failures.pop(plan.name, None)
+            scene = SceneStatus(
+                name=plan.name,
+                state="failed" if reason else "running" if times else "pending",
+                units=plan.unit_count,
+                finished=len(times),
+                reason=reason,
+            )
+            left += 0 if reason else pixels * (plan.unit_count - len(times))
+        scenes.append(scene)
+    scenes += [  # those that could not even be planned
         SceneStatus(name=name, state="failed", units=0, finished=0, reason=reason)
         for name, reason in failures.items()
-        if name not in known
+        if name not in {scene.name for scene in scenes}
     ]
-    recent = [t for t in times if now - t < _RECENT_SECONDS]
-    span = min(_RECENT_SECONDS, now - min(recent)) if recent else 1.0
-    return Status(scenes=sorted(scenes, key=lambda s: s.name), units_per_second=len(recent) / max(span, 1.0))
+    return Status(
+        scenes=sorted(scenes, key=lambda scene: scene.name),
+        pixels_per_second=written / max(now - since, 1.0),
+        pixels_left=round(left),
+    )

@@ -21,6 +21,7 @@ from hpcdeq.models import SparseDenoiser
 from hpcdeq.tiling import Window, blend_weights, cells_along, tiles_of
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+_DTYPES = ("float32", "input")
 
 Floats = NDArray[np.float32]
 
@@ -42,6 +43,8 @@ class DenoiseSettings:
     near 2e-2: no smaller tolerance is reached."""
     codes: bool = False
     """Whether the sparse codes are kept beside the pixels."""
+    dtype: Literal["float32", "input"] = "float32"
+    """How pixels are stored: ``input`` keeps the integers and the scale of an input that has them."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
 
@@ -50,6 +53,8 @@ class DenoiseSettings:
             raise ConfigError(f"batch must be at least 1, got {self.batch}")
         if self.precision not in _PRECISIONS:
             raise ConfigError(f"precision must be one of {', '.join(_PRECISIONS)}, got {self.precision!r}")
+        if self.dtype not in _DTYPES:
+            raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
         if self.overlap is not None and self.overlap < 0:
             raise ConfigError(f"overlap must not be negative, got {self.overlap}")
 
@@ -122,8 +127,11 @@ class Convergence:
         )
 
 
-def prepare(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
-    """Return the model with its solver set as the settings say, on the device; the one given keeps its settings."""
+def prepare(model: SparseDenoiser, settings: DenoiseSettings, local_rank: int = 0) -> SparseDenoiser:
+    """Return the model with its solver set as the settings say, on the device; the one given keeps its settings.
+
+    Processes of a node, told apart by ``local_rank``, take its GPUs in turn.
+    """
     changes: dict[str, Any] = {
         k: v
         for k, v in (("iterations", settings.iterations), ("tolerance", settings.tolerance))
@@ -136,7 +144,7 @@ def prepare(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
     prepared = copy.copy(model)
     prepared.settings = replace(model.settings, solver=solver)
     prepared.prior_dtype = _PRECISIONS[settings.precision]
-    return prepared.to(choose_device(settings.device)).eval()
+    return prepared.to(choose_device(settings.device, local_rank)).eval()
 
 
 @dataclass(frozen=True, kw_only=True)

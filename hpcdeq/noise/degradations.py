@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, TypeAlias, get_args
+from typing import Any, ClassVar, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,6 +109,18 @@ class Complex:
 
 
 Degradation: TypeAlias = Gaussian | Complex
+
+
+def sigma_range_of(told: Mapping[str, Any] | None) -> tuple[float, float] | None:
+    """Return the least and the most standard deviation, in units of 1/255, of a degradation as a model's card tells it.
+
+    None if it tells none.
+    """
+    if not told:
+        return None
+    levels = told.get("sigma_range") or told.get("sigma")
+    levels = levels if isinstance(levels, (list, tuple)) else [levels]
+    return (min(levels), max(levels)) if all(isinstance(x, (int, float)) for x in levels) else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""The SLURM lab that all tests of this folder share."""
+"""The SLURM lab that all tests of this folder share, and its stand-in."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.slurm import fake
+from tests.slurm.fake import FakeSlurm
 from tests.slurm.lab import CannotRunError, Lab
 
 
@@ -38,3 +40,11 @@ def _tidy(request: pytest.FixtureRequest) -> Iterator[None]:
     yield
     if "lab" in request.fixturenames:
         request.getfixturevalue("lab").tidy()
+
+
+@pytest.fixture
+def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
+    """First in PATH."""
+    made = fake.fake_slurm(tmp_path / "bin")
+    monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
+    return made

@@ -36,4 +36,5 @@ def fake_slurm(folder: Path) -> FakeSlurm:
     fake.answers("sbatch", "Submitted batch job 77")
     fake.answers("squeue")
     fake.answers("scontrol")
+    fake.answers("scancel")
     return fake

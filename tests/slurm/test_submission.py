@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.submission import Submitted, run_local, sbatch_text, submit
+from hpcdeq.cluster.submission import Submitted, cancel, run_local, sbatch_text, submit, submit_each
 from hpcdeq.errors import ConfigError, JobError, SubmissionError
 from tests.slurm import fake, jobs
 from tests.slurm.fake import FakeSlurm
@@ -40,6 +40,29 @@ export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
 export SUBMITIT_EXECUTOR=slurm
 srun --unbuffered --output /runs/a/jobs/%j_%t_log.out --open-mode=append --kill-on-bad-exit=1 --wait=0 \
 bash -c 'trap "" USR1 USR2 TERM; exec "$@"' hpcdeq PYTHON -u -m submitit.core._submit /runs/a/jobs
+"""
+ARRAY = """\
+#!/bin/bash
+
+# Parameters
+#SBATCH --array=0-15%4
+#SBATCH --gpus-per-node=2
+#SBATCH --job-name=hpcdeq-denoise
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=2
+#SBATCH --open-mode=append
+#SBATCH --output=/out.ledger/jobs/%A_%a_0_log.out
+#SBATCH --requeue
+#SBATCH --signal=USR2@120
+#SBATCH --time=240
+
+# setup
+export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}
+
+# command
+export SUBMITIT_EXECUTOR=slurm
+srun --unbuffered --output /out.ledger/jobs/%A_%a_%t_log.out --open-mode=append --kill-on-bad-exit=0 --wait=0 \
+bash -c 'trap "" USR1 USR2 TERM; exec "$@"' hpcdeq PYTHON -u -m submitit.core._submit /out.ledger/jobs
 """
 FULL = """\
 #!/bin/bash
@@ -73,14 +96,6 @@ bash -c 'trap "" USR1 USR2 TERM; exec "$@"' hpcdeq PYTHON -u -m submitit.core._s
 """
 
 
-@pytest.fixture
-def fake_slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeSlurm:
-    """First in PATH."""
-    made = fake.fake_slurm(tmp_path / "bin")
-    monkeypatch.setenv("PATH", f"{made.folder}:{os.environ['PATH']}")
-    return made
-
-
 def text_of(request: JobRequest, folder: Path) -> str:
     return sbatch_text(request, folder).replace(shlex.quote(sys.executable), "PYTHON")
 
@@ -90,6 +105,47 @@ def test_the_smallest_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("SUBMITIT_PREEMPT_SIGNAL", "USR1")
     assert text_of(JobRequest(time="4:00:00"), Path("/runs/a/jobs")) == SMALLEST
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_array_of_jobs_on_a_node_each() -> None:
+    request = JobRequest(time="4:00:00", nodes=16, gpus_per_node=2, job_name="hpcdeq-denoise")
+    text = sbatch_text(request, Path("/out.ledger/jobs"), parallel=4)
+    assert text.replace(shlex.quote(sys.executable), "PYTHON") == ARRAY
+
+
+def test_what_is_submitted_as_an_array_is_the_text_of_the_dry_run(
+    fake_slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    request, folder = JobRequest(time="5", nodes=3), tmp_path / "jobs"
+    submitted = submit_each(request, folder, jobs.meet, [("a",), ("b",), ("c",)], parallel=2)
+    assert [job.id for job in submitted] == ["77_0", "77_1", "77_2"]
+    assert submitted[0].script.read_text() == sbatch_text(request, folder, parallel=2)
+    assert len(fake_slurm.calls("sbatch")) == 1
+
+
+def test_a_site_that_bounds_arrays_gets_several(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    fake_slurm.answers("scontrol", "MaxArraySize            = 11")
+    request, folder = JobRequest(time="5", nodes=25), tmp_path / "jobs"
+    numbers = fake_slurm.folder / "sbatch"
+    numbers.write_text(f"""#!/bin/sh
+echo "$0 $@" >>{fake_slurm.folder}/calls
+echo Submitted batch job $(grep -c sbatch {fake_slurm.folder}/calls)
+""")
+    submitted = submit_each(request, folder, jobs.meet, [(str(i),) for i in range(25)], parallel=6)
+    assert len({job.id for job in submitted}) == 25
+    texts = [file.read_text() for file in sorted(folder.glob("*_submission.sh"))]
+    arrays = sorted(line for text in texts for line in text.splitlines() if "--array" in line)
+    assert arrays == ["#SBATCH --array=0-7%2", "#SBATCH --array=0-7%2", "#SBATCH --array=0-8%2"]
+
+
+def test_jobs_are_cancelled_by_their_folder(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    folder = tmp_path / "jobs"
+    assert cancel(folder) == []
+    submit(JobRequest(time="5"), folder, jobs.meet, "x")
+    assert cancel(folder) == []
+    fake_slurm.answers("squeue", "12\n77")
+    assert cancel(folder) == ["77"]
+    assert fake_slurm.calls("scancel") == ["77"]
 
 
 def test_a_job_with_all_options() -> None:

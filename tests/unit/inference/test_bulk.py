@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pytest
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdeq.archive import Archive
-from hpcdeq.inference import DenoiseSettings, denoise_archive, plan, repair_archive, verify
+from hpcdeq.archive import Archive, SceneHeader, open_archive
+from hpcdeq.errors import ConfigError, FencedError, PreemptedError, SceneError
+from hpcdeq.inference import (
+    DenoiseSettings,
+    bulk,
+    denoise_archive,
+    denoise_share,
+    plan,
+    plan_archive,
+    repair_archive,
+    verify,
+)
+from hpcdeq.inference.ledger import Ledger, Record
 from hpcdeq.inference.plan import ScenePlan, share_of
 from hpcdeq.models import save_model
 from hpcdeq.tiling import Window
+from tests.conftest import add_scene, smooth_scene
 from tests.unit.inference.test_denoise import SETTINGS, small_model
 
 
@@ -27,11 +46,15 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_UNIT_SHARDS", 1)
+    monkeypatch.setattr(plan, "_UNIT_BYTES", 0)
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:
     return {str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()}
+
+
+def is_pixels(name: str) -> bool:
+    return name.split("/")[1] in ("radiance", "codes") and "/c/" in name
 
 
 def nothing_is_left_over(out: Path) -> bool:
@@ -49,7 +72,9 @@ def test_every_unit_is_in_one_share_and_shares_follow_each_other(
         ScenePlan(
             name=f"s{i}",
             fingerprint="f",
-            extent=Window(0, height, 0, width),
+            bands=7,
+            height=height,
+            width=width,
             shard_shape=(65, 65),
             block=24,
             overlap=8,
@@ -72,8 +97,9 @@ def test_any_number_of_workers_in_any_order_write_the_same_bytes(
     denoise_archive(archive, model_folder, tmp_path / "one.zarr", SETTINGS)
     out = tmp_path / "many.zarr"
     order = random.Random(workers).sample(range(workers), workers)
+    plan_archive(archive, model_folder, out, SETTINGS)
     for worker in order:
-        denoise_archive(archive, model_folder, out, SETTINGS, worker=worker, workers=workers)
+        denoise_share(out, worker, workers)
     assert bytes_of(out) == bytes_of(tmp_path / "one.zarr")
     assert nothing_is_left_over(out)
 
@@ -83,11 +109,9 @@ def test_workers_and_copies_at_once_do_no_harm(archive: Archive, model_folder: P
     expected = bytes_of(tmp_path / "one.zarr")
     for attempt in range(5):
         out = tmp_path / f"many{attempt}.zarr"
+        plan_archive(archive, model_folder, out, SETTINGS)
         with ThreadPoolExecutor(6) as pool:
-            runs = [
-                pool.submit(denoise_archive, archive, model_folder, out, SETTINGS, worker=i % 3, workers=3)
-                for i in range(6)
-            ]
+            runs = [pool.submit(denoise_share, out, i % 3, 3) for i in range(6)]
         for run in runs:
             run.result()
         assert bytes_of(out) == expected
@@ -121,12 +145,10 @@ def test_all_damage_is_found_and_mended_and_nothing_else_is_touched(
         assert found == set(damaged)
         repair_archive(out)
         assert bytes_of(out) == expected
-        scenes_hit = {name.split("/")[0] for name in damaged}
-        assert all(
-            (out / name).stat().st_mtime_ns == then
-            for name, then in untouched.items()
-            if name.split("/")[0] not in scenes_hit
-        )
+        touched = {name for name, then in untouched.items() if (out / name).stat().st_mtime_ns != then}
+        damaged_scenes = {name.split("/")[0] for name in damaged}
+        assert {name.split("/")[0] for name in touched} <= damaged_scenes
+        assert not [name for name in touched if is_pixels(name)]
         assert nothing_is_left_over(out)
 
 
@@ -138,3 +160,163 @@ def test_a_lost_scene_is_found_and_made_again(archive: Archive, model_folder: Pa
     assert [name for name, _ in verify(out)] == ["scene1"]
     repair_archive(out)
     assert bytes_of(out) == expected
+
+
+def test_a_disk_that_cannot_be_written_ends_the_run_and_the_same_command_goes_on(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    """The system refuses files over 200 kB to a process, in the midst of the run."""
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
+    out = tmp_path / "out.zarr"
+    command = [
+        sys.executable,
+        "-c",
+        "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+        "sys.argv[0] = 'hpcdeq'; runpy.run_module('hpcdeq', run_name='__main__')",
+        *("denoise", archive.path, "--model", model_folder, "--out", out, "--device", "cpu"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert "what is finished stays, and the same command goes on" in done.stderr.splitlines()[-1]
+    assert 0 < len(open_archive(out)) < len(archive)
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+    assert nothing_is_left_over(out)
+
+
+def test_integers_stay_integers_if_asked_for(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    denoise_archive(archive, model_folder, tmp_path / "float.zarr", SETTINGS)
+    settings = DenoiseSettings(device="cpu", dtype="input")
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", settings)
+    for name in archive:
+        exact = open_archive(tmp_path / "float.zarr")[name]
+        whole = open_archive(tmp_path / "whole.zarr")[name]
+        assert exact.radiance.dtype == np.float32
+        assert whole.radiance.dtype == archive[name].radiance.dtype == np.uint16
+        assert whole.scale_factor == archive[name].scale_factor
+        expected = np.clip(np.rint(exact.read() / np.float32(whole.scale_factor)), 0, 65535)
+        np.testing.assert_array_equal(whole.stored(), expected)
+    with pytest.raises(ConfigError, match="dtype must be one of float32, input, got 'int8'"):
+        DenoiseSettings(dtype="int8")  # type: ignore[arg-type]
+
+
+def test_noise_that_the_model_was_not_trained_for_is_remarked(tmp_path: Path) -> None:
+    archive = open_archive(tmp_path / "noisy.zarr", create=True)
+    for sigma in (10, 50):
+        clean = 0.3 + 0.4 * smooth_scene(0, 7, 200, 160)
+        noise = np.random.default_rng(0).normal(0, sigma / 255, clean.shape)
+        add_scene(archive, f"sigma{sigma}", np.clip(clean + noise, 0, 1).astype(np.float32))
+    save_model(
+        small_model(),
+        tmp_path / "model",
+        {"config": {"noise": {"kind": "gaussian", "sigma_range": [40, 60]}}},
+    )
+    denoise_archive(archive, tmp_path / "model", tmp_path / "out.zarr", SETTINGS)
+    told = dict(Ledger(Archive(tmp_path / "out.zarr")).all_completed())
+    assert told["sigma10"].noise == pytest.approx(10, rel=0.05)
+    assert told["sigma50"].noise == pytest.approx(50, rel=0.05)
+    assert told["sigma50"].remarks == []
+    (remark,) = told["sigma10"].remarks
+    assert "its noise is about 10/255, and the model was trained for 40 to 60" in remark
+    bands = zarr.open_array(tmp_path / "out.zarr/sigma50/noise_sigma")
+    np.testing.assert_allclose(255 * np.asarray(bands), 50, rtol=0.1)
+
+
+def test_a_worker_of_an_older_plan_does_not_publish(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a copy that was lost from sight: it comes back when the archive was denoised otherwise meanwhile."""
+    out, newer = tmp_path / "out.zarr", DenoiseSettings(device="cpu", iterations=1)
+    denoise_archive(archive, model_folder, tmp_path / "expected.zarr", newer)
+    plan_archive(archive, model_folder, out, SETTINGS)
+    original, slept = bulk.Output.finish, []
+
+    def finish(output: bulk.Output, scene: ScenePlan) -> object:
+        if not slept:
+            slept.append(True)
+            denoise_archive(archive, model_folder, out, newer)
+        return original(output, scene)
+
+    monkeypatch.setattr(bulk.Output, "finish", finish)
+    with pytest.raises(FencedError, match="another plan was made"):
+        denoise_share(out)
+    assert bytes_of(out) == bytes_of(tmp_path / "expected.zarr")
+    denoise_archive(archive, model_folder, out, newer)
+    assert nothing_is_left_over(out)
+
+
+def test_what_another_plan_has_begun_is_swept(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.zarr"
+    with monkeypatch.context() as broken:
+        broken.setattr(bulk.Ledger, "finished", lambda *_: False)
+        denoise_archive(archive, model_folder, out, SETTINGS)  # all units, no scene
+    assert len(list(out.with_name("out.zarr.staging").iterdir())) == 3
+    plan_archive(archive, model_folder, out, DenoiseSettings(device="cpu", iterations=1))
+    assert nothing_is_left_over(out)
+    assert not list(out.with_name("out.zarr.ledger").rglob("units/*/*/*.json"))
+
+
+def test_a_hiccup_of_the_file_system_is_no_failure(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise_archive(archive, model_folder, tmp_path / "expected.zarr", SETTINGS)
+    monkeypatch.setattr(bulk, "_READ_PAUSES", (0.0, 0.0))
+    original, reads = bulk.Scene.read, Counter[str]()
+
+    def read(scene: bulk.Scene, window: Window) -> object:
+        reads[f"{scene.name} {window}"] += 1
+        if reads[f"{scene.name} {window}"] < 3:
+            raise SceneError("a hiccup")
+        return original(scene, window)
+
+    monkeypatch.setattr(bulk.Scene, "read", read)
+    report = denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
+    assert report.failed == {}
+    assert bytes_of(tmp_path / "out.zarr") == bytes_of(tmp_path / "expected.zarr")
+
+
+def test_a_scene_that_changes_after_it_was_planned_fails(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    plan_archive(archive, model_folder, out, SETTINGS)
+    archive.remove("scene1")
+    add_scene(archive, "scene1", smooth_scene(9, 7, 70, 90))
+    archive.remove("scene2")
+    report = denoise_share(out)
+    assert report.done == ["scene0"]
+    assert "has changed since the work was planned" in report.failed["scene1"]
+    assert "no scene 'scene2'" in report.failed["scene2"]
+
+
+def test_unmarked_nan_fails_a_scene_alone(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    values = smooth_scene(1, 7, 80, 80)
+    values[3, 40, 40] = np.nan
+    draft = archive.draft("torn", SceneHeader(shape=values.shape, dtype=np.dtype(np.float32)))
+    draft.write(draft.scene.extent, values)
+    draft.publish()
+    report = denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
+    assert len(report.done) == 3
+    assert "NaN or infinite values" in report.failed["torn"]
+
+
+def test_asked_to_stop_it_stops_with_what_was_begun_written(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
+    out, original = tmp_path / "out.zarr", bulk.Ledger.write
+
+    def write(ledger: Ledger, unit: plan.Unit, record: Record) -> None:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        original(ledger, unit, record)
+
+    with monkeypatch.context() as asked:
+        asked.setattr(bulk.Ledger, "write", write)
+        with pytest.raises(PreemptedError):
+            denoise_archive(archive, model_folder, out, SETTINGS)
+    assert 0 < len(list(out.with_name("out.zarr.ledger").rglob("units/*/*/*.json"))) < 30
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")

@@ -131,7 +131,7 @@ def test_a_killed_run_goes_on_and_never_shows_half_a_scene(
     class Killed(BaseException):
         pass
 
-    monkeypatch.setattr(plan, "_UNIT_SHARDS", 1)
+    monkeypatch.setattr(plan, "_UNIT_BYTES", 0)
     settings = DenoiseSettings(device="cpu", codes=codes)
     denoise_archive(archive, model_folder, tmp_path / "whole.zarr", settings)
     written: list[tuple[str, Window]] = []

@@ -1,0 +1,125 @@
+"""`hpcdeq submit denoise`: workers as an array of jobs, on a stand-in for SLURM and on the lab."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+
+from hpcdeq.archive import Archive, open_archive
+from hpcdeq.inference import DenoiseSettings, denoise_archive
+from hpcdeq.models import save_model
+from tests.conftest import add_scene, smooth_scene
+from tests.slurm.fake import FakeSlurm
+from tests.slurm.lab import ROOT, Lab, until
+from tests.unit.inference.test_bulk import bytes_of
+from tests.unit.inference.test_denoise import small_model
+
+SETTINGS = DenoiseSettings(device="cpu")
+
+
+@pytest.fixture
+def noisy(tmp_path: Path) -> Archive:
+    """Scenes of several units."""
+    archive = open_archive(tmp_path / "noisy.zarr", create=True)
+    for i, (height, width) in enumerate([(600, 340), (70, 90), (131, 800)]):
+        add_scene(archive, f"scene{i}", smooth_scene(i, 7, height, width))
+    save_model(small_model(), tmp_path / "model", {})
+    return archive
+
+
+def hpcdeq(*words: str | Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "hpcdeq", *map(str, words)],
+        env={**(os.environ if environ is None else environ), "OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def command(folder: Path) -> list[str | Path]:
+    return [
+        *("submit", "denoise", folder / "noisy.zarr", "--model", folder / "model"),
+        *("--out", folder / "out.zarr", "--device", "cpu"),
+    ]
+
+
+def test_a_dry_run_writes_nothing(noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    before = set(tmp_path.rglob("*"))
+    done = hpcdeq(*command(tmp_path), "--time", "60", "--nodes", "16", "--max-parallel", "3", "--dry-run")
+    assert done.returncode == 0, done.stderr
+    assert "#SBATCH --array=0-15%3" in done.stdout
+    assert "#SBATCH --job-name=hpcdeq-denoise" in done.stdout
+    assert set(tmp_path.rglob("*")) == before
+    assert fake_slurm.calls("sbatch") == []
+
+
+def test_workers_are_submitted_for_a_plan_that_is_in_the_ledger(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm
+) -> None:
+    done = hpcdeq(*command(tmp_path), "--time", "60", "--nodes", "4")
+    assert (done.returncode, done.stdout) == (0, "77\n"), done.stderr
+    told = json.loads(hpcdeq("status", tmp_path / "out.zarr", "--json").stdout)
+    assert [scene["state"] for scene in told["scenes"]] == ["pending"] * 3
+    fake_slurm.answers("squeue", "77")
+    again = hpcdeq(*command(tmp_path), "--time", "60", "--nodes", "4", "--overwrite")
+    assert again.returncode == 2
+    assert "is queued or running already as job 77" in again.stderr
+    ended = hpcdeq("cancel", tmp_path / "out.zarr")
+    assert (ended.returncode, ended.stdout) == (0, "77\n")
+
+
+def test_what_cannot_be_denoised_is_said_before_anything_is_submitted(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm
+) -> None:
+    done = hpcdeq(*command(tmp_path), "--time", "60", "--overlap", "24")
+    assert done.returncode == 2
+    assert "overlap must be below the model's block of 24 pixels, got 24" in done.stderr
+    assert fake_slurm.calls("sbatch") == []
+
+
+@pytest.mark.parametrize("cluster", ["local", "debug"])
+def test_processes_of_this_machine_write_the_same(noisy: Archive, tmp_path: Path, cluster: str) -> None:
+    denoise_archive(noisy, tmp_path / "model", tmp_path / "one.zarr", SETTINGS)
+    options = ["--tasks-per-node", "2"] if cluster == "local" else []
+    done = hpcdeq(*command(tmp_path), "--cluster", cluster, *options)
+    assert (done.returncode, done.stdout.strip()) == (0, str(tmp_path / "out.zarr")), done.stderr
+    assert bytes_of(tmp_path / "out.zarr") == bytes_of(tmp_path / "one.zarr")
+
+
+@pytest.mark.slow
+def test_workers_on_nodes_write_the_same_and_a_dead_one_is_submitted_again(
+    lab: Lab, noisy: Archive, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(noisy, tmp_path / "model", tmp_path / "one.zarr", SETTINGS)
+    waiting = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "hpcdeq", *map(str, command(tmp_path))),
+            *("--profile", "lab", "--nodes", "3", "--wait"),
+        ],
+        env=lab.environ | {"OMP_NUM_THREADS": "1"},
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    jobs = out.with_name("out.zarr.ledger") / "jobs"
+    until(lambda: any(jobs.glob("*_submission.sh")), lambda: "the submission", 60)
+    (script,) = jobs.glob("*_submission.sh")
+    job = script.name.partition("_")[0]
+    until(lambda: bool(lab.tasks(job)), lambda: "workers", 60)
+    os.kill(lab.tasks(job)[0].pid, signal.SIGKILL)
+    said, talk = waiting.communicate(timeout=240)
+    assert (waiting.returncode, said.strip()) == (0, str(out)), talk
+    assert "submitted again as" in talk
+    assert bytes_of(out) == bytes_of(tmp_path / "one.zarr")
+    assert not out.with_name("out.zarr.staging").exists()
