@@ -18,7 +18,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -381,7 +381,7 @@ class Stage:
             return "the scenes' units are others"
         if any(scene["state"] not in ("pending", "running", "done") for scene in told["scenes"]):
             return "a scene is in a wrong state"
-        if told["units_per_second"] < 0 or (told["seconds_left"] or 0) < 0:
+        if any(isinstance(value, (int, float)) and value < 0 for value in told.values()):
             return "a negative number"
         return None
 
@@ -396,26 +396,30 @@ class Stage:
             ("archive", _files(run.out), _files(self.work.out)),
             ("ledger", _records(run.ledger), _records(_ledger_of(self.work.out))),
         ):
-            problems += [f"the {what} lacks {name}" for name in sorted(expected - mine)]
-            problems += [f"left over in the {what}: {name}" for name in sorted(mine - expected)]
-        for name in sorted(_files(run.out) & _files(self.work.out)):
-            if not filecmp.cmp(run.out / name, self.work.out / name, shallow=False):
-                problems.append(f"{name} has other bytes than that of the undisturbed run")
+            if missing := expected - mine:
+                problems.append(f"the {what} lacks {_named(missing)}")
+            if extra := mine - expected:
+                problems.append(f"left over in the {what}: {_named(extra)}")
+        differing = {
+            name
+            for name in _files(run.out) & _files(self.work.out)
+            if not filecmp.cmp(run.out / name, self.work.out / name, shallow=False)
+        }
+        if differing:
+            problems.append(f"other bytes than of the undisturbed run: {_named(differing)}")
         known = {run.out.name, run.ledger.name}
         for path in sorted(run.folder.iterdir()):
             if path.name not in known:
-                problems.append(f"left over: {path.name}: {sorted(str(p) for p in _files(path))[:20]}")
+                problems.append(f"left over: {path.name}: {_named(_files(path))}")
         verified = _call("verify", run.out)
         if verified.returncode != 0:
             problems.append(f"verify: exit code {verified.returncode}: {verified.stdout}{verified.stderr}")
         told = json.loads(_run("status", run.out, "--json"))
-        finished = {scene["name"] for scene in told["scenes"] if scene["finished"] == scene["units"]}
-        done = {scene["name"] for scene in told["scenes"] if scene["state"] == "done"}
-        if not (
-            told["finished"] == told["units"] == self.work.units
-            and len(finished & done) == len(told["scenes"])
-        ):
-            problems.append(f"status does not say that all is done: {told}")
+        undone = [s for s in told["scenes"] if not (s["state"] == "done" and s["finished"] == s["units"])]
+        if undone or not told["finished"] == told["units"] == self.work.units:
+            problems.append(
+                f"status says {told['finished']} of {told['units']} units; not done: {undone[:3]}"
+            )
         if left := self._workers(run):
             problems.append(f"processes of it are left over: {left}")
         return problems
@@ -430,6 +434,12 @@ def _writes(run: Run) -> bool:
         if Path(folder) == staging and any(name.count(".") > 1 for name in subfolders):  # HOST.PID.NUMBER
             return True
     return False
+
+
+def _named(paths: Iterable[Path]) -> str:
+    """Some of them, and how many there are."""
+    names = sorted(map(str, paths))
+    return f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''} ({len(names)} files)"
 
 
 def _array(job: str) -> str:
