@@ -81,10 +81,11 @@ class Ledger:
 
     def begin(self, job: Job) -> None:
         """Note what is to be done; what was noted of scenes that are to be made otherwise, and all failures, are forgotten."""
-        wanted = {(scene.name, scene.fingerprint) for scene in job.scenes}
+        wanted = {scene.name: scene.fingerprint for scene in job.scenes}
         with contextlib.suppress(ConfigError):  # the first, or of another version
             for scene in self.job().scenes:
-                if (scene.name, scene.fingerprint) not in wanted:
+                fingerprint = wanted.get(scene.name)
+                if fingerprint != scene.fingerprint and (fingerprint or not self.completed(scene.name)):
                     self.forget(scene)
         shutil.rmtree(self.folder / "failed", ignore_errors=True)
         self._write(
