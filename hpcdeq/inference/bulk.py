@@ -321,19 +321,19 @@ class _Run:
         ):
 
             def missing() -> Iterator[Unit]:
-                nonlocal stopped
                 for unit in units:
                     bar.note(f"{unit.scene.name} rows {unit.window.y0}:, columns {unit.window.x0}:")
                     if visible[unit.scene.name] or self.output.is_written(unit):
                         bar.advance()
-                        continue
+                    else:
+                        yield unit
+
+            def inputs() -> Iterator[NoisyWindow]:
+                nonlocal stopped
+                for unit, read in _ahead(readers, self._read, missing(), threads):
                     if stop:
                         stopped = True
                         return
-                    yield unit
-
-            def inputs() -> Iterator[NoisyWindow]:
-                for unit, read in _ahead(readers, self._read, missing(), threads):
                     try:
                         begun.append((unit, read.result()))
                     except _SCENE_ERRORS as error:
