@@ -101,7 +101,7 @@ def status_of(out: Path) -> Status:
     now = time.time()
     written, since, left = 0.0, now, 0.0
     for plan in ledger.job().scenes:
-        times = ledger.times(plan)
+        times = list(ledger.times(plan).values())
         pixels = plan.height * plan.width / plan.unit_count  # of a unit, more or less
         recent = [t for t in times if now - t < _RECENT_SECONDS]
         written += pixels * len(recent)
