@@ -30,7 +30,8 @@ def evaluate(
     from hpcdeq.errors import ConfigError, PartialFailureError
     from hpcdeq.models import load_model
     from hpcdeq.studies.evaluation import as_json_values, as_table, compare_archives, compare_model
-    from hpcdeq.studies.report import gather, render, require_libraries, write_page
+    from hpcdeq.studies.page import write_page
+    from hpcdeq.studies.report import gather, render, require_libraries
 
     if (denoised is None) == (model is None):
         raise ConfigError(

@@ -201,9 +201,14 @@ def repair_archive(out: Path) -> tuple[dict[str, list[str]], DenoiseReport]:
     damaged = dict(verify(out))
     open_archive(out, create=True)  # its root may be what is damaged
     run = _Run(out)
-    for plan in run.job.scenes:
-        if plan.name in damaged:
-            run.output.reopen(plan, damaged[plan.name])
+    plans = {plan.name: plan for plan in run.job.scenes}
+    for name, files in damaged.items():
+        if name in plans:
+            run.output.reopen(plans[name], files)
+        else:
+            run.report.failed[name] = (
+                "of another input than the last one; denoise that again, with --overwrite"
+            )
     with stop_requests() as stop:
         run.denoise(share_of(run.job.scenes, 0, 1), stop)
     return damaged, run.report
@@ -316,19 +321,19 @@ class _Run:
         ):
 
             def missing() -> Iterator[Unit]:
-                nonlocal stopped
                 for unit in units:
                     bar.note(f"{unit.scene.name} rows {unit.window.y0}:, columns {unit.window.x0}:")
                     if visible[unit.scene.name] or self.output.is_written(unit):
                         bar.advance()
-                        continue
+                    else:
+                        yield unit
+
+            def inputs() -> Iterator[NoisyWindow]:
+                nonlocal stopped
+                for unit, read in _ahead(readers, self._read, missing(), threads):
                     if stop:
                         stopped = True
                         return
-                    yield unit
-
-            def inputs() -> Iterator[NoisyWindow]:
-                for unit, read in _ahead(readers, self._read, missing(), threads):
                     try:
                         begun.append((unit, read.result()))
                     except _SCENE_ERRORS as error:

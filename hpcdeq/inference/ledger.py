@@ -81,10 +81,11 @@ class Ledger:
 
     def begin(self, job: Job) -> None:
         """Note what is to be done; what was noted of scenes that are to be made otherwise, and all failures, are forgotten."""
-        wanted = {(scene.name, scene.fingerprint) for scene in job.scenes}
+        wanted = {scene.name: scene.fingerprint for scene in job.scenes}
         with contextlib.suppress(ConfigError):  # the first, or of another version
             for scene in self.job().scenes:
-                if (scene.name, scene.fingerprint) not in wanted:
+                fingerprint = wanted.get(scene.name)
+                if fingerprint != scene.fingerprint and (fingerprint or not self.completed(scene.name)):
                     self.forget(scene)
         shutil.rmtree(self.folder / "failed", ignore_errors=True)
         self._write(
@@ -149,13 +150,28 @@ class Ledger:
         """Whether all units of a scene have records."""
         return all(self._unit(unit).is_file() for unit in scene.units())
 
-    def times(self, scene: ScenePlan) -> list[float]:
-        """When each finished unit of a scene was recorded, in seconds since 1970."""
+    def begun(self) -> set[str]:
+        """Names of the scenes of which some unit is, or was, finished."""
+        try:
+            return {path.name for path in (self.folder / "units").iterdir()}
+        except FileNotFoundError:
+            return set()
+
+    def times(self, scene: ScenePlan) -> dict[tuple[int, int], float]:
+        """When each finished unit of a scene was recorded, in seconds since 1970, by the unit's first row and column."""
+        times: dict[tuple[int, int], float] = {}
         try:
             with os.scandir(self._units(scene)) as files:
-                return [file.stat().st_mtime for file in files if not file.name.startswith(".")]
-        except FileNotFoundError:
-            return []
+                for file in files:
+                    if file.name.startswith(
+                        "."
+                    ):  # what NFS keeps of a file that was replaced while somebody read it
+                        continue
+                    y0, x0 = file.name.removesuffix(".json").split("-")
+                    times[int(y0), int(x0)] = file.stat().st_mtime
+        except FileNotFoundError:  # none, or they are being forgotten
+            return {}
+        return times
 
     # Scenes
 
@@ -170,6 +186,13 @@ class Ledger:
         if stored is None:
             return None
         return Complete(**(stored | {"convergence": Convergence(**stored["convergence"])}))
+
+    def completed_at(self, scene: str) -> float | None:
+        """When a scene was recorded as complete, in seconds since 1970; None if it is not."""
+        try:
+            return self._complete(scene).stat().st_mtime
+        except FileNotFoundError:
+            return None
 
     def all_completed(self) -> Iterator[tuple[str, Complete]]:
         """All scenes that were completed, in the order of their names."""

@@ -137,7 +137,8 @@ class Output:
             noise=level,
             remarks=self.remarks(level),
         )
-        draft.publish(lambda: self._record_complete(draft, plan, complete, records))
+        written = {name: sum_ for record in records for name, sum_ in record.checksums.items()}
+        draft.publish(lambda: self._record_complete(draft, plan, complete, written), written)
         return complete if self.is_visible(plan) else None
 
     def reopen(self, plan: ScenePlan, damaged: list[str]) -> None:
@@ -214,7 +215,7 @@ class Output:
         return stored
 
     def _record_complete(
-        self, draft: SceneDraft, plan: ScenePlan, complete: Complete, records: list[Record]
+        self, draft: SceneDraft, plan: ScenePlan, complete: Complete, written: dict[str, int]
     ) -> None:
         """Record what a scene holds that is about to become visible."""
         for left in draft.path.rglob("*.partial"):  # of killed writers; a living one finds its unit recorded
@@ -223,10 +224,9 @@ class Output:
         sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
         if not draft.path.exists():
             raise SceneError(f"{draft.path} was taken away")
-        for record in records:
-            for name, sum_ in record.checksums.items():
-                if sums.get(name) != sum_:
-                    raise SceneError(f"{name} is not on disk as it was written; run the same command again")
+        for name, sum_ in written.items():
+            if sums.get(name) != sum_:
+                raise SceneError(f"{name} is not on disk as it was written; run the same command again")
         self.ledger.complete(plan.name, replace(complete, checksums=sums))
 
     def _draft(self, plan: ScenePlan) -> SceneDraft:

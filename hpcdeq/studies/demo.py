@@ -18,7 +18,8 @@ from hpcdeq.noise import Gaussian
 from hpcdeq.studies.degrade import degrade_archive
 from hpcdeq.studies.demo_scenes import make_scene, write_raw
 from hpcdeq.studies.evaluation import Row, as_table, compare_archives
-from hpcdeq.studies.report import gather, render, require_libraries, write_page
+from hpcdeq.studies.page import write_page
+from hpcdeq.studies.report import gather, render, require_libraries
 from hpcdeq.training import train
 
 TRAIN_SEEDS = (1, 2, 3, 4)

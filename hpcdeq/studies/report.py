@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-import base64
 import io
 from collections.abc import Iterable
 from dataclasses import dataclass
-from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from hpcdeq import __version__
 from hpcdeq.console import progress, say
-from hpcdeq.errors import MissingExtraError
+from hpcdeq.studies import page
 from hpcdeq.studies.evaluation import Comparison, Failure, Row, cells, means
+from hpcdeq.studies.page import Figure, data_uri, false_colours, jpeg, render_page, rgb_bands, white_of
 
 MAX_PANELS = 12  # a panel is some 0.5 MB of pictures; the table holds all rows
 MAX_EDGE = 400  # pixels shown of a scene: its centre, not shrunk, as shrinking would hide the noise
-RGB_NM = (640.0, 550.0, 460.0)
 COLOURS = ("#d1495b", "#2a7f9e", "#6a8d2f")
 
 CONVENTIONS = {
@@ -30,15 +25,6 @@ CONVENTIONS = {
     "SAM": "mean over pixels of the angle between both spectra, zero ones left out, in radians; lower is better",
     "ERGAS": "100 x root mean square over bands of (RMSE / mean of the band); lower is better",
 }
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A picture of a panel: a data URI and what it shows."""
-
-    title: str
-    uri: str
-    caption: str
 
 
 @dataclass(frozen=True)
@@ -56,21 +42,18 @@ class Panel:
 
 def require_libraries() -> None:
     """Raise MissingExtraError if the report cannot be made: call it before the long work."""
-    for library in ("matplotlib", "jinja2"):
-        if find_spec(library) is None:
-            raise MissingExtraError(library, "report", "the HTML report")
+    page.require_libraries("the HTML report", "matplotlib", "jinja2")
 
 
 def make_panel(comparison: Comparison) -> Panel:
     """Draw the pictures and spectra of a comparison."""
     full = comparison.clean.shape[1:]
     c = _centre(comparison)
-    bands, how = _rgb_bands(c.wavelengths, len(c.clean))
-    white = float(np.quantile(c.clean[bands][:, c.valid], 0.995)) if c.valid.any() else 1.0
+    bands, how = rgb_bands(c.wavelengths, len(c.clean))
+    white = white_of(c.clean[bands], c.valid)
 
     def colour(title: str, scene: NDArray[np.float32], caption: str) -> Figure:
-        stretched = np.clip(scene[bands] / max(white, 1e-6), 0.0, 1.0) ** (1 / 2.2)
-        return Figure(title, _jpeg(np.where(c.valid, stretched, 0.5).transpose(1, 2, 0)), caption)
+        return Figure(title, false_colours(scene[bands], white, c.valid), caption)
 
     row = c.row
     before = "" if row.noisy is None else f"{row.noisy.psnr:.2f} dB"
@@ -115,18 +98,9 @@ def gather(compared: Iterable[Comparison | Failure], total: int, pictures: bool)
 
 def render(results: Results, settings: dict[str, Any], title: str) -> str:
     """Return the page."""
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("hpcdeq.studies"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return render_page(
+        "report.html.j2",
         title=title,
-        version=__version__,
         rows=results.rows,
         means=means(results.rows),
         cells=cells,
@@ -137,29 +111,12 @@ def render(results: Results, settings: dict[str, Any], title: str) -> str:
     )
 
 
-def write_page(path: Path, page: str) -> None:
-    """Write the page in one step, so that nobody opens half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(path)
-
-
 def _centre(c: Comparison) -> Comparison:
     height, width = c.valid.shape
     y0, x0 = max(0, (height - MAX_EDGE) // 2), max(0, (width - MAX_EDGE) // 2)
     cut = np.s_[..., y0 : y0 + MAX_EDGE, x0 : x0 + MAX_EDGE]
     noisy = None if c.noisy is None else c.noisy[cut]
     return Comparison(c.row, c.clean[cut], noisy, c.denoised[cut], c.valid[cut], c.wavelengths)
-
-
-def _rgb_bands(wavelengths: NDArray[np.float64] | None, bands: int) -> tuple[list[int], str]:
-    """Bands shown as red, green and blue: nearest to 640, 550, 460 nm, or spread evenly if none is known."""
-    if wavelengths is None:
-        chosen = [bands * 3 // 4, bands // 2, bands // 4]
-        return chosen, f"bands {', '.join(str(b + 1) for b in chosen)} as red, green, blue"
-    chosen = [int(np.argmin(np.abs(wavelengths - nm))) for nm in RGB_NM]
-    return chosen, f"{', '.join(f'{wavelengths[b]:.0f}' for b in chosen)} nm as red, green, blue"
 
 
 def _error_picture(c: Comparison) -> Figure:
@@ -169,7 +126,7 @@ def _error_picture(c: Comparison) -> Figure:
     top = max(float(np.quantile(error[c.valid], 0.995)) if c.valid.any() else 1.0, 1e-6)
     coloured = colormaps["magma"](np.clip(error / top, 0.0, 1.0))[..., :3]
     return Figure(
-        "error", _jpeg(np.where(c.valid[..., None], coloured, 0.5)), f"|denoised - clean|, bright: {top:.3f}"
+        "error", jpeg(np.where(c.valid[..., None], coloured, 0.5)), f"|denoised - clean|, bright: {top:.3f}"
     )
 
 
@@ -206,15 +163,4 @@ def _spectra(c: Comparison, points: list[tuple[int, int]]) -> str:
         plot.legend(frameon=False, fontsize=7)
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="svg", metadata={"Date": None})
-    return _uri("image/svg+xml", buffer.getvalue())
-
-
-def _jpeg(rgb: NDArray[Any]) -> str:
-    """Data URI of (y, x, 3) values in [0, 1]."""
-    buffer = io.BytesIO()
-    Image.fromarray(np.round(255 * rgb).astype(np.uint8)).save(buffer, "JPEG", quality=92, subsampling=0)
-    return _uri("image/jpeg", buffer.getvalue())
-
-
-def _uri(kind: str, content: bytes) -> str:
-    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
+    return data_uri("image/svg+xml", buffer.getvalue())

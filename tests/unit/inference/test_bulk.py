@@ -320,3 +320,19 @@ def test_asked_to_stop_it_stops_with_what_was_begun_written(
     assert 0 < len(list(out.with_name("out.zarr.ledger").rglob("units/*/*/*.json"))) < 30
     denoise_archive(archive, model_folder, out, SETTINGS)
     assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+
+
+def test_two_inputs_into_one_archive_are_both_looked_after(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    other, out = open_archive(tmp_path / "other.zarr", create=True), tmp_path / "out.zarr"
+    add_scene(other, "another", smooth_scene(5, 7, 70, 70))
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    denoise_archive(other, model_folder, out, SETTINGS)
+    assert open_archive(out).names() == ["another", "scene0", "scene1", "scene2"]
+    for name in ("another", "scene1"):
+        next(iter((out / name / "radiance/c").rglob("0/0/0"))).write_bytes(b"torn")
+    assert [name for name, _ in verify(out)] == ["another", "scene1"]
+    _, report = repair_archive(out)
+    assert report.done == ["another"]
+    assert "of another input" in report.failed["scene1"]

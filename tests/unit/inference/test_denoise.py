@@ -358,3 +358,30 @@ def test_every_batch_of_a_gpu_has_one_shape(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(tiles, "_on_cpu", lambda model: False)
     assert np.array_equal(denoise_array(model, noisy, settings), expected)
     assert set(shapes) == {5}
+
+
+def test_a_batch_that_does_not_fit_the_memory_is_taken_in_two(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As a GPU with room for two tiles would have it."""
+    noisy, model = smooth_scene(3, 7, 60, 70), small_model()
+    settings = DenoiseSettings(device="cpu", batch=5)
+    expected = denoise_array(model, noisy, settings)
+    original = tiles._denoise_batch
+
+    def small(model: SparseDenoiser, cuts: list[np.ndarray], keep_codes: bool) -> list[object]:
+        if len(cuts) > room:
+            raise torch.OutOfMemoryError("no room")
+        return original(model, cuts, keep_codes)
+
+    monkeypatch.setattr(tiles, "_denoise_batch", small)
+    monkeypatch.setattr(tiles, "_on_cpu", lambda model: False)
+    room = 2
+    assert np.array_equal(denoise_array(model, noisy, settings), expected)
+    assert (
+        "a batch of 5 tiles does not fit the GPU's memory: taken in two; choose --batch 2"
+        in capsys.readouterr().err
+    )
+    room = 0
+    with pytest.raises(MemoryError, match="a single tile does not fit"):
+        denoise_array(model, noisy, settings)

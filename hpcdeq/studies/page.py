@@ -1,0 +1,96 @@
+"""Self-contained HTML pages: pictures and styles are in the file, which is written in one step."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from hpcdeq import __version__
+from hpcdeq.errors import MissingExtraError
+
+RGB_NM = (640.0, 550.0, 460.0)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture: a data URI and what it shows."""
+
+    title: str
+    uri: str
+    caption: str
+
+
+def require_libraries(purpose: str, *libraries: str) -> None:
+    """Raise MissingExtraError if a page cannot be made: call it before the long work."""
+    for library in libraries:
+        if find_spec(library) is None:
+            raise MissingExtraError(library, "report", purpose)
+
+
+def render_page(template: str, **values: Any) -> str:
+    """Return a page: a template of this package, filled in; all values are escaped."""
+    from jinja2 import Environment, PackageLoader, StrictUndefined
+
+    environment = Environment(
+        loader=PackageLoader("hpcdeq.studies"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template(template).render(version=__version__, **values)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write the page in one step, so that nobody opens half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.part")
+    aside.write_text(page, encoding="utf-8")
+    aside.replace(path)
+
+
+def rgb_bands(wavelengths: NDArray[np.float64] | None, bands: int) -> tuple[list[int], str]:
+    """Bands shown as red, green and blue: nearest to 640, 550, 460 nm, or spread evenly if none is known."""
+    if wavelengths is None:
+        chosen = [bands * 3 // 4, bands // 2, bands // 4]
+        return chosen, f"bands {', '.join(str(b + 1) for b in chosen)} as red, green, blue"
+    chosen = [int(np.argmin(np.abs(wavelengths - nm))) for nm in RGB_NM]
+    return chosen, f"{', '.join(f'{wavelengths[b]:.0f}' for b in chosen)} nm as red, green, blue"
+
+
+def white_of(rgb: NDArray[np.float32], valid: NDArray[np.bool_]) -> float:
+    """Return the value that is shown white: 99.5 % of the pixels of a scene ``(3, y, x)`` are darker."""
+    return max(float(np.quantile(rgb[:, valid], 0.995)) if valid.any() else 1.0, 1e-6)
+
+
+def false_colours(rgb: NDArray[np.float32], white: float, valid: NDArray[np.bool_]) -> str:
+    """Data URI of ``(3, y, x)`` values: gamma 2.2, grey where there is no data."""
+    stretched = np.clip(rgb / white, 0.0, 1.0) ** (1 / 2.2)
+    return jpeg(np.where(valid, stretched, 0.5).transpose(1, 2, 0))
+
+
+def jpeg(rgb: NDArray[Any]) -> str:
+    """Data URI of (y, x, 3) values in [0, 1]."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.round(255 * rgb).astype(np.uint8)).save(buffer, "JPEG", quality=92, subsampling=0)
+    return data_uri("image/jpeg", buffer.getvalue())
+
+
+def png(rgb: NDArray[np.uint8]) -> str:
+    """Data URI of a drawing of few colours, (y, x, 3)."""
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, "PNG", optimize=True)
+    return data_uri("image/png", buffer.getvalue())
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """Put content into a link to itself."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
