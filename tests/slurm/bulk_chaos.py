@@ -1,7 +1,7 @@
 """Disturb bulk denoising on the SLURM lab, and see that nothing of it shows in what it leaves.
 
-A run is `hpcdeq submit denoise` of one archive, and some disturbances one after the other, at instants that are drawn; half of
-them wait for the first write after that. When all jobs are over and one was killed, the command is given again, as its user would
+A run is `hpcdeq submit denoise` of one archive, and disturbances at instants that are drawn; half of them wait for the first write
+after that. When all jobs are over and one was killed, the command is given again, as its user would
 do. In the end the archive must have the bytes that a single undisturbed process wrote, and the ledger every unit once.
 """
 
@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +34,8 @@ from tests.slurm.lab import FINAL, ROOT, Lab, LabError, Task, until
 
 KINDS = ("kill", "requeue", "preempt", "crash", "blip", "cut", "stop", "submitter")
 """All kinds of disturbances."""
+_LONG = ("cut", "stop")
+"""What takes longest: until SLURM misses a node. Meanwhile the others strike."""
 DEADLINE = 300.0  # seconds within which a run must go on, on a busy machine too
 
 
@@ -143,20 +146,26 @@ class Stage:
     def __init__(self, lab: Lab, folder: Path, work: Work, pause: float = 8.0) -> None:
         self.lab, self.folder, self.work, self.pause = lab, folder, work, pause
         self._submit_seconds = 3.0
+        self._lock = threading.RLock()
+        self._struck: set[str] = set()  # nodes that a disturbance is at
 
     def disturb(self, kinds: Sequence[str], seed: str) -> Run:
         """Denoise, disturb it in these ways, and look at what is left; ``problems`` is empty if all is well."""
         rng = random.Random(seed)
         run = Run(self.folder / f"run-{seed}", rng.choice((3, 4)))
+        rest = [kind for kind in kinds if kind != "submitter"]
+        long, short = ([kind for kind in rest if (kind in _LONG) == slow] for slow in (True, False))
         begin = time.monotonic()
         try:
             with self._asking(run, rng.random()):
                 for _ in range(kinds.count("submitter")):
                     self._strike_submission(run, rng)
                 self._submit(run)
-                for kind in kinds:
-                    if kind != "submitter":
-                        self._strike(run, kind, rng)
+                with ThreadPoolExecutor(2) as pool:
+                    for ended in [
+                        pool.submit(self._strike, run, these, rng.random()) for these in (long, short)
+                    ]:
+                        ended.result()
                 self._finish(run)
         except LabError as error:
             run.problems.append(str(error))
@@ -200,22 +209,27 @@ class Stage:
             self._submit_seconds = time.monotonic() - begin
 
     def _finish(self, run: Run) -> None:
-        """Wait for the end of its jobs, and give the command again until they have all done their part."""
-        deadline = time.monotonic() + DEADLINE
-        while True:
-            until(
-                lambda: self._is_over(run),
-                lambda: f"the end of {self._states(run)}",
-                deadline - time.monotonic(),
-            )
-            if self._is_done(run):
-                return
-            self._give_again(run)
+        """Wait until it is done."""
+        end = time.monotonic() + DEADLINE
+        while not self._goes_on(run):
+            if time.monotonic() > end:
+                raise LabError(f"waited {DEADLINE} s in vain for the end of {self._states(run)}")
+            time.sleep(0.3)
 
-    def _give_again(self, run: Run) -> None:
-        if run.commands == 6:
-            raise LabError(f"given {run.commands} times, it is not done: {self._states(run)}")
-        self._submit(run)
+    def _goes_on(self, run: Run) -> bool:
+        """See that it goes on: the command is given again when all jobs are over and one has failed. Whether all is done."""
+        with self._lock:
+            states = set(self._states(run).values())
+            if "PENDING" in states:
+                self.lab.let_go_on()
+            if not states <= FINAL:
+                return False
+            if self._is_done(run):
+                return True
+            if run.commands == 8:
+                raise LabError(f"given {run.commands} times, it is not done: {self._states(run)}")
+            self._submit(run)
+            return False
 
     def _is_done(self, run: Run) -> bool:
         """Whether the jobs of the last command, which are over, did all that there was to do; no other may have failed."""
@@ -226,9 +240,6 @@ class Stage:
                 run.problems.append(f"job {job} is {states[job]}: {self._last_words(run, job)}")
         run.failed |= failed
         return run.last is not None and not any(_array(job) == run.last for job in failed)
-
-    def _is_over(self, run: Run) -> bool:
-        return set(self._states(run).values()) <= FINAL
 
     def _states(self, run: Run) -> dict[str, str]:
         asked = ("--states=all", "--array", f"--name={run.folder.name}", "--format=%i %T")
@@ -263,24 +274,30 @@ class Stage:
         process.wait()
         time.sleep(part)  # sbatch goes on without it
 
-    def _strike(self, run: Run, kind: str, rng: random.Random) -> None:
-        """Disturb a run after a while; too late is no error, as an end is disturbed too."""
-        # Drawn before anything is seen, so that a seed means the same every time.
-        pause, aim, one, more = rng.uniform(0, self.pause), rng.random() < 0.5, rng.random(), rng.random()
-        strike = Strike(kind)
-        run.strikes.append(strike)
-        time.sleep(pause)
-        if (worker := self._worker(run, one, aim)) is None:
-            return
+    def _strike(self, run: Run, kinds: Sequence[str], seed: float) -> None:
+        """Disturb a run in some ways, one after the other."""
+        rng = random.Random(seed)
+        for kind in kinds:
+            # Drawn before anything is seen, so that a seed means the same every time.
+            pause, aim, one, more = rng.uniform(0, self.pause), rng.random() < 0.5, rng.random(), rng.random()
+            strike = Strike(kind)
+            run.strikes.append(strike)
+            time.sleep(pause)
+            with self._worker(run, one, aim) as worker:
+                if worker is None:
+                    return  # too late: an end is disturbed too
+                self._hit(run, strike, worker, more)
+
+    def _hit(self, run: Run, strike: Strike, worker: Task, more: float) -> None:
         strike.hit = True
-        match kind:
+        match strike.kind:
             case "kill":
                 run.killed.add(worker.job)
                 strike.hit = strikes.send(worker.pid, signal.SIGKILL)
             case "requeue":
                 strike.hit = strikes.requeue(self.lab, worker.job)
             case "preempt":
-                strikes.preempt(self.lab, worker.node, 3 * more)
+                strike.hit = strikes.preempt(self.lab, worker.node, 3 * more)
             case "crash":
                 strikes.crash(self.lab, worker.node, 15 * more)
             case "blip":
@@ -290,21 +307,31 @@ class Stage:
             case "stop":
                 strike.copies = self._two_copies(worker, 15 * more, 5 * more)
 
-    def _worker(self, run: Run, one: float, aim: bool) -> Task | None:
-        """One of its processes, as soon as there is one, or they write; None if all is done."""
+    @contextmanager
+    def _worker(self, run: Run, one: float, aim: bool) -> Iterator[Task | None]:
+        """One of its processes, as soon as there is one, or they write; None if all is done. In the block its node is left to it."""
         end = time.monotonic() + DEADLINE
-        while not (workers := self._workers(run)):
+        while (worker := self._free_worker(run, one)) is None and not self._goes_on(run):
             if time.monotonic() > end:
                 raise LabError(f"no process for {DEADLINE} s of {self._states(run)}")
-            if self._is_over(run):
-                if self._is_done(run):
-                    return None
-                self._give_again(run)
-            time.sleep(0.1)
+            time.sleep(0.3)
         end = time.monotonic() + 3
-        while aim and not _writes(run) and time.monotonic() < end:
+        while worker and aim and not _writes(run) and time.monotonic() < end:
             time.sleep(0.0005)
-        return workers[int(one * len(workers))]
+        try:
+            yield worker
+        finally:
+            if worker:
+                self._struck.discard(worker.node)
+
+    def _free_worker(self, run: Run, one: float) -> Task | None:
+        with self._lock:
+            workers = [worker for worker in self._workers(run) if worker.node not in self._struck]
+            if not workers:
+                return None
+            worker = workers[int(one * len(workers))]
+            self._struck.add(worker.node)
+            return worker
 
     def _two_copies(self, worker: Task, still: float, then: float) -> bool:
         """Cut a node off until SLURM has started a job of its elsewhere too, and for some seconds then.
@@ -351,7 +378,7 @@ class Stage:
     def _ask(self, run: Run, rng: random.Random, over: threading.Event) -> None:
         before = 0
         for options in itertools.cycle([["--json"], []]):
-            if over.wait(rng.uniform(0, 2 * self.pause)):
+            if over.wait(rng.uniform(0, 4 * self.pause)):
                 return
             done = _call("status", run.out, *options)
             if done.returncode != 0:

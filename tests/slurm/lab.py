@@ -269,6 +269,19 @@ class Lab:
         self._script("node", "heal", node)
         self._cut.discard(node)
 
+    def let_go_on(self) -> None:
+        """Do as an operator does after SLURM was to start a job on a node where a lost copy of it still ran.
+
+        It then holds the job ("launch failed requeued held"), and gives the node no more jobs.
+        """
+        held = self.squeue("--array", "--states=PENDING", "--format=%i %r").splitlines()
+        for line in held:
+            job, _, reason = line.partition(" ")
+            if "held" in reason:
+                self.run("scontrol", "release", job)
+        for node in self.run("sinfo", "--noheader", "--Node", "--states=drain", "--format=%N").split():
+            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+
     def kill_slurmd(self, node: str) -> None:
         """Kill SLURM's daemon on a node: its jobs go on, unseen."""
         self._script("node", "kill-slurmd", node)
@@ -295,6 +308,7 @@ class Lab:
             self.start(node)
         if self.squeue():
             self.run("scancel", "--user=root")
+        self.let_go_on()
         until(
             self._is_idle,
             lambda: f"an idle lab, of:\n{self.run('sinfo', '--long', '--Node')}{self.squeue()}",

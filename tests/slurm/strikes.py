@@ -29,11 +29,16 @@ def requeue(lab: Lab, job: str) -> bool:
     return True
 
 
-def preempt(lab: Lab, node: str, seconds: float) -> None:
-    """An urgent job takes a node for some seconds."""
+def preempt(lab: Lab, node: str, seconds: float) -> bool:
+    """An urgent job takes a node for some seconds; False if SLURM does not give it the node, as it does not answer for a while."""
     options = ("--partition=urgent", f"--nodelist={node}", "--nodes=1", "--ntasks=2")
     job = lab.sbatch(*options, "--wrap", f"sleep {seconds}")
-    lab.wait(job, "COMPLETED", 60)
+    try:
+        lab.wait(job, "COMPLETED", 45)
+    except LabError:
+        lab.run("scancel", job)
+        return False
+    return True
 
 
 def crash(lab: Lab, node: str, seconds: float) -> None:
@@ -77,9 +82,9 @@ def starts_again(lab: Lab, job: str, restarts: int = 0) -> bool:
     Raises
     ------
     LabError
-        If neither happens within a minute.
+        If neither happens within two minutes.
     """
-    end = time.monotonic() + 60
+    end = time.monotonic() + 120
     while time.monotonic() < end:
         states = set(lab.states(job).values())
         if states & FINAL:
@@ -87,4 +92,4 @@ def starts_again(lab: Lab, job: str, restarts: int = 0) -> bool:
         if lab.restarts(job) > restarts and states == {"RUNNING"}:
             return True
         time.sleep(0.1)
-    raise LabError(f"job {job} was not started again within a minute: {lab.states(job)}")
+    raise LabError(f"job {job} was not started again within two minutes: {lab.states(job)}")
