@@ -6,6 +6,7 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -280,7 +281,8 @@ class Lab:
             if "held" in reason:
                 self.run("scontrol", "release", job)
         for node in self.run("sinfo", "--noheader", "--Node", "--states=drain", "--format=%N").split():
-            self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
+            with suppress(LabError):  # it is down
+                self.run("scontrol", "update", f"NodeName={node}", "State=RESUME")
 
     def kill_slurmd(self, node: str) -> None:
         """Kill SLURM's daemon on a node: its jobs go on, unseen."""
