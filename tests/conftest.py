@@ -22,6 +22,13 @@ settings.register_profile("hpcdeq", deadline=None, derandomize=True, max_example
 settings.load_profile("hpcdeq")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, the tests of a file stay together; those that start processes follow each other."""
+    for item in items:
+        alone = "unit" not in item.path.relative_to(Path(__file__).parent).parts
+        item.add_marker(pytest.mark.xdist_group("processes" if alone else str(item.path)))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """Folder with real scenes, named by HPCDEQ_DATA."""

@@ -12,8 +12,8 @@ fi
 cd "$(dirname "$0")/.."
 
 bash launch/setup.sh dev
-if [ $# = 0 ]; then # the fast tests first
-    set -- tests/unit
+if [ $# = 0 ]; then # the fast tests first, on all cores
+    set -- --numprocesses auto --maxprocesses 4 --dist loadgroup tests/unit
     for folder in tests/*/; do
         case $folder in tests/unit/ | *__pycache__/) ;; *) set -- "$@" "$folder" ;; esac
     done

@@ -60,9 +60,9 @@ def denoise(
         f"{len(report.done)} scenes denoised, {len(report.skipped)} there already, {len(report.failed)} failed"
     )
     if solved.tiles:
+        converged = f"{solved.converged} of {solved.tiles} tiles converged, " if report.tolerance > 0 else ""
         say(
-            f"{solved.converged} of {solved.tiles} tiles converged, {solved.iterations / solved.tiles:.1f} iterations "
-            f"a tile, worst residual {solved.worst_residual:.1e}"
+            f"{converged}{solved.iterations / solved.tiles:.1f} iterations a tile, worst residual {solved.worst_residual:.1e}"
         )
     if report.code_bytes:
         say(

@@ -67,6 +67,8 @@ class DenoiseReport:
     """Scenes that could not be denoised, and why."""
     convergence: Convergence = field(default_factory=Convergence)
     """Of the scenes that this run made visible."""
+    tolerance: float = 0.0
+    """Of the solver; 0 is a fixed number of steps, of which nobody asks whether they converged."""
     code_bytes: int = 0
     """Size on disk of the codes of the scenes denoised, if codes are kept."""
     pixel_bytes: int = 0
@@ -300,7 +302,7 @@ class _Run:
         self.output = Output(
             archive, self.ledger, self.model, self.weights, job.settings, self._scene, self._remarks
         )
-        self.report = DenoiseReport()
+        self.report = DenoiseReport(tolerance=self.model.settings.solver.tolerance)
         self._scenes: dict[str, Scene] = {}
         self._lock = threading.Lock()
 

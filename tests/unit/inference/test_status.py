@@ -43,7 +43,7 @@ runner = CliRunner()
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_UNIT_SHARDS", 1)
+    monkeypatch.setattr(plan, "_UNIT_BYTES", 0)
 
 
 @pytest.fixture
@@ -177,6 +177,7 @@ def made_up(tmp_path: Path, *scenes: ScenePlan) -> Ledger:
 def a_plan(name: str, height: int, width: int) -> ScenePlan:
     """Units of 100 x 100 pixels; a unit of full size has 25 tiles."""
     return ScenePlan(
+        bands=7,
         name=name,
         fingerprint=f"of-{name}",
         height=height,

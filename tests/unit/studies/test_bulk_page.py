@@ -38,7 +38,7 @@ runner = CliRunner()
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_UNIT_SHARDS", 1)
+    monkeypatch.setattr(plan, "_UNIT_BYTES", 0)
 
 
 @pytest.fixture
