@@ -309,7 +309,7 @@ class Stage:
 
     @contextmanager
     def _worker(self, run: Run, one: float, aim: bool) -> Iterator[Task | None]:
-        """One of its processes, as soon as there is one, or they write; None if all is done. In the block no other is at its node."""
+        """One of its processes, as soon as there is one, or they write; None if all is done. Nothing else strikes its node then."""
         end = time.monotonic() + DEADLINE
         while (worker := self._free_worker(run, one)) is None and not self._goes_on(run):
             if time.monotonic() > end:
