@@ -198,7 +198,7 @@ class Stage:
         begin = time.monotonic()
         run.commands += 1
         try:
-            run.last = self.lab.run(*self._command(run)).strip()
+            run.last = self.lab.run(*self._command(run), seconds=DEADLINE).strip()
         except LabError as error:
             # A submission that was killed may have left jobs.
             if not (set(self._arrays(run)) - run.arrays and "is queued or running already" in str(error)):
@@ -236,7 +236,9 @@ class Stage:
         states = self._states(run)
         failed = {job for job, state in states.items() if state != "COMPLETED"}
         for job in sorted(failed - run.failed - run.killed):
-            if _array(job) in run.arrays:  # no other has a submission to read
+            # Others have no submission to read. A signal to the batch script is SLURM's: that of a requeue may come to a node only
+            # when it has booted, and hit the next attempt.
+            if _array(job) in run.arrays and self.lab.exit_code(job)[1] == 0:
                 run.problems.append(f"job {job} is {states[job]}: {self._last_words(run, job)}")
         run.failed |= failed
         return run.last is not None and not any(_array(job) == run.last for job in failed)

@@ -214,8 +214,16 @@ class Lab:
 
     def restarts(self, job: str) -> int:
         """How often SLURM has started a job again."""
+        return int(self._told(job, "Restarts"))
+
+    def exit_code(self, job: str) -> tuple[int, int]:
+        """Exit code of the batch script of a job, and the signal that ended it instead."""
+        code, _, number = self._told(job, "ExitCode").partition(":")
+        return int(code), int(number)
+
+    def _told(self, job: str, what: str) -> str:
         words = self.run("scontrol", "--oneliner", "show", "job", job).split()
-        return int(next(word for word in words if word.startswith("Restarts=")).partition("=")[2])
+        return next(word for word in words if word.startswith(f"{what}=")).partition("=")[2]
 
     def tasks(self, job: str, step: str | None = None) -> list[Task]:
         """Find the task processes of a job, by rank; a test can kill them.
