@@ -91,5 +91,7 @@ def starts_again(lab: Lab, job: str, restarts: int = 0) -> bool:
             return False
         if lab.restarts(job) > restarts and states == {"RUNNING"}:
             return True
-        time.sleep(0.1)
+        if "PENDING" in states:
+            lab.let_go_on()
+        time.sleep(0.3)
     raise LabError(f"job {job} was not started again within two minutes: {lab.states(job)}")
