@@ -168,19 +168,26 @@ def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
     Yields
     ------
     name, files
-        For each scene that is not as it was written: the files that are missing or have other bytes.
+        For each scene that is not as it was written: the files that are missing or have other bytes. None if the ledger does
+        not know what was written.
 
     Raises
     ------
     ConfigError
         If there is no ledger beside the archive.
     """
-    ledger = Ledger(Archive(out))
-    ledger.job()
+    archive = Archive(out)
+    ledger = Ledger(archive)
+    known = set()
+    planned = ledger.job().scenes
     for name, complete in ledger.all_completed():
+        known.add(name)
         bad = [file for file, sum_ in complete.checksums.items() if _crc32c(out / name / file) != sum_]
         if bad:
             yield name, bad
+    for plan in planned:
+        if plan.name not in known and archive.fingerprint(plan.name) == plan.fingerprint:
+            yield plan.name, []
 
 
 def _crc32c(file: Path) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -338,3 +339,31 @@ def test_two_inputs_into_one_archive_are_both_looked_after(
     _, report = repair_archive(out)
     assert report.done == ["another"]
     assert "of another input" in report.failed["scene1"]
+
+
+def test_a_damaged_ledger_is_mended_too(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    expected, ledger = bytes_of(out), tmp_path / "out.zarr.ledger"
+    (ledger / "complete/scene0.json").write_text("{")
+    (ledger / "complete/scene1.json").unlink()
+    next((ledger / "units/scene1").rglob("*.json")).write_text("")
+    assert list(verify(out)) == [("scene0", []), ("scene1", [])]
+    repair_archive(out)
+    assert list(verify(out)) == []
+    assert bytes_of(out) == expected
+    (ledger / "job.json").write_text("")
+    with pytest.raises(ConfigError, match="there is no readable"):
+        list(verify(out))
+
+
+def test_a_ledger_names_no_file_outside_a_scene(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    out, precious = tmp_path / "out.zarr", tmp_path / "precious"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    precious.mkdir()
+    file = tmp_path / "out.zarr.ledger/complete/scene0.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"checksums": {"../../precious/x": 1, str(precious): 2}}))
+    with pytest.raises(SceneError, match="is not a file of scene scene0"):
+        repair_archive(out)
+    assert precious.exists()
