@@ -172,6 +172,8 @@ class SceneDraft:
         _create(new, header)
         rewritten = {RADIANCE, layout.CODES, layout.VALID_MASK, SHARD_CHECKSUM}
         for name in damaged:
+            if not (self.path / name).resolve().is_relative_to(self.path.resolve()):
+                raise SceneError(f"{name!r} is not a file of scene {self.name}")
             if (new / name).is_file():
                 (self.path / name).parent.mkdir(parents=True, exist_ok=True)
                 (new / name).replace(self.path / name)

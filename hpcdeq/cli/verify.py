@@ -22,7 +22,7 @@ def verify(
         result_json({"bad": bad})
     else:
         for name, files in bad.items():
-            result("\n".join(f"{name}: {file}" for file in files))
+            result("\n".join(f"{name}: {file}" for file in files or ["not in the ledger"]))
     if bad:
         count = sum(map(len, bad.values()))
         raise PartialFailureError(

@@ -1,7 +1,6 @@
 """Bulk denoising: units of whole shards, computed by tiles, written once, recorded in a ledger."""
 
 from hpcdeq.inference.bulk import (
-    DenoiseReport,
     denoise_archive,
     denoise_share,
     plan_archive,
@@ -9,6 +8,7 @@ from hpcdeq.inference.bulk import (
     verify,
 )
 from hpcdeq.inference.tiles import DenoiseSettings, denoise_array
+from hpcdeq.inference.worker import DenoiseReport
 
 __all__ = [
     "DenoiseReport",

@@ -5,74 +5,20 @@ Any number of workers do it together without talking to each other: each compute
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
-import os
-import shutil
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TypeVar
 
-import numpy as np
-from numpy.typing import NDArray
-
-from hpcdeq.archive import Archive, Scene, open_archive
+from hpcdeq.archive import Archive, open_archive
 from hpcdeq.archive.scene import crc32c_of
-from hpcdeq.cluster.signals import StopRequest, stop_requests
-from hpcdeq.console import Bar, say
-from hpcdeq.errors import ArchiveError, ConfigError, HpcdeqError, PreemptedError, SceneError
-from hpcdeq.inference.ledger import Complete, Job, Ledger
-from hpcdeq.inference.output import Output
-from hpcdeq.inference.plan import ScenePlan, Unit, share_of
-from hpcdeq.inference.tiles import (
-    Convergence,
-    DenoisedWindow,
-    DenoiseSettings,
-    NoisyWindow,
-    denoise_windows,
-    prepare,
-)
-from hpcdeq.models import SparseDenoiser, load_model
+from hpcdeq.cluster.signals import stop_requests
+from hpcdeq.console import say
+from hpcdeq.errors import ConfigError, HpcdeqError
+from hpcdeq.inference.ledger import Job, Ledger
+from hpcdeq.inference.plan import plan_of, share_of
+from hpcdeq.inference.tiles import DenoiseSettings, prepare
+from hpcdeq.inference.worker import DenoiseReport, Worker
+from hpcdeq.models import load_model
 from hpcdeq.models.files import read_card
-from hpcdeq.noise import estimate_sigma, sigma_range_of
-from hpcdeq.tiling import Window
-
-T = TypeVar("T")
-U = TypeVar("U")
-
-_MOST_THREADS = 8  # that read, and as many that write, for a GPU; a processor that computes has one of each
-_READ_PAUSES = (
-    0.2,
-    1.0,
-)  # seconds before a failed read is tried again: file systems of clusters have hiccups
-_SCENE_ERRORS = (SceneError, ArchiveError)  # of one scene: the others can be finished
-_NOISE_WINDOW = 260  # pixels: edge of the middle of a scene in which its noise is estimated
-
-
-@dataclass(kw_only=True)
-class DenoiseReport:
-    """What a run did."""
-
-    done: list[str] = field(default_factory=list)
-    """Scenes that are in the archive at the end of this run, and were not before."""
-    skipped: list[str] = field(default_factory=list)
-    """Scenes that were there already, with the same model, settings and input."""
-    failed: dict[str, str] = field(default_factory=dict)
-    """Scenes that could not be denoised, and why."""
-    convergence: Convergence = field(default_factory=Convergence)
-    """Of the scenes that this run made visible."""
-    tolerance: float = 0.0
-    """Of the solver; 0 is a fixed number of steps, of which nobody asks whether they converged."""
-    code_bytes: int = 0
-    """Size on disk of the codes of the scenes denoised, if codes are kept."""
-    pixel_bytes: int = 0
-    """Size of the same scenes' pixels as float32."""
 
 
 def denoise_archive(
@@ -134,7 +80,7 @@ def plan_archive(
     plans, failed = [], {}
     for name in archive:
         try:
-            plans.append(_plan_of(archive[name], model, weights, settings))
+            plans.append(plan_of(archive[name], model, weights, settings))
         except HpcdeqError as error:
             failed[name] = str(error)
             say(f"{name}: {error}")
@@ -174,7 +120,7 @@ def denoise_share(out: Path, worker: int = 0, workers: int = 1, local_rank: int 
     StorageError, PreemptedError
         As `denoise_archive`.
     """
-    run = _Run(out, local_rank)
+    run = Worker(out, local_rank)
     with stop_requests() as stop:
         run.denoise(share_of(run.job.scenes, worker, workers), stop)
     return run.report
@@ -202,7 +148,7 @@ def repair_archive(out: Path) -> tuple[dict[str, list[str]], DenoiseReport]:
     """
     damaged = dict(verify(out))
     open_archive(out, create=True)  # its root may be what is damaged
-    run = _Run(out)
+    run = Worker(out)
     plans = {plan.name: plan for plan in run.job.scenes}
     for name, files in damaged.items():
         if name in plans:
@@ -222,19 +168,26 @@ def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
     Yields
     ------
     name, files
-        For each scene that is not as it was written: the files that are missing or have other bytes.
+        For each scene that is not as it was written: the files that are missing or have other bytes. None if the ledger does
+        not know what was written.
 
     Raises
     ------
     ConfigError
         If there is no ledger beside the archive.
     """
-    ledger = Ledger(Archive(out))
-    ledger.job()
+    archive = Archive(out)
+    ledger = Ledger(archive)
+    known = set()
+    planned = ledger.job().scenes
     for name, complete in ledger.all_completed():
+        known.add(name)
         bad = [file for file, sum_ in complete.checksums.items() if _crc32c(out / name / file) != sum_]
         if bad:
             yield name, bad
+    for plan in planned:
+        if plan.name not in known and archive.fingerprint(plan.name) == plan.fingerprint:
+            yield plan.name, []
 
 
 def _crc32c(file: Path) -> int | None:
@@ -242,232 +195,3 @@ def _crc32c(file: Path) -> int | None:
         return crc32c_of(file)
     except OSError:
         return None
-
-
-def _plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: DenoiseSettings) -> ScenePlan:
-    if scene.shape[0] != model.bands:
-        raise SceneError(
-            f"{scene.shape[0]} bands, but the model knows {model.bands}; train one for this sensor"
-        )
-    # All that decides the bytes of a denoised scene.
-    what = {
-        "ledger": 5,
-        "weights": weights,
-        "solver": asdict(model.settings.solver),
-        "precision": settings.precision,
-        "overlap": settings.overlap_of(model),
-        "codes": settings.codes,
-        "dtype": settings.dtype,
-        "batch": settings.batch if settings.device != "cpu" else None,  # by which a GPU rounds
-        "input": scene.digest,
-        "scale_factor": scene.scale_factor,
-    }
-    bands, height, width = scene.shape
-    return ScenePlan(
-        name=scene.name,
-        fingerprint=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32],
-        bands=bands,
-        height=height,
-        width=width,
-        shard_shape=scene.shard_shape,
-        block=model.settings.block,
-        overlap=settings.overlap_of(model),
-    )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Input:
-    """What is read of a unit."""
-
-    noisy: NoisyWindow
-    valid: NDArray[np.bool_] | None
-    """(y, x), False where there is no data; None if there is everywhere."""
-    noise: list[float]
-    """Noise level of every band, if the middle of the scene is in the unit."""
-
-
-class _Run:
-    """One worker's run."""
-
-    def __init__(self, out: Path, local_rank: int = 0) -> None:
-        archive = open_archive(out)
-        archive.sweep()
-        self.ledger = Ledger(archive)
-        self.job = job = self.ledger.job()
-        self.archive = open_archive(job.archive)
-        self.model = prepare(load_model(job.model), job.settings, local_rank)
-        card = read_card(job.model)
-        self.weights = card["weights_sha256"]
-        self.trained = sigma_range_of(card["provenance"].get("config", {}).get("noise"))
-        self.output = Output(
-            archive, self.ledger, self.model, self.weights, job.settings, self._scene, self._remarks
-        )
-        self.report = DenoiseReport(tolerance=self.model.settings.solver.tolerance)
-        self._scenes: dict[str, Scene] = {}
-        self._lock = threading.Lock()
-
-    def denoise(self, units: list[Unit], stop: StopRequest) -> None:
-        """Compute units until asked to stop: they are read ahead, computed, and written behind."""
-        plans = list(dict.fromkeys(unit.scene for unit in units))
-        visible = {plan.name: self.output.is_visible(plan) for plan in plans}
-        self.report.skipped = [name for name, there in visible.items() if there]
-        begun: deque[tuple[Unit, _Input]] = deque()
-        stopped = False
-        threads = 1
-        if self.model.device.type != "cpu":
-            threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
-        with (
-            Bar("denoise", len(units)) as bar,
-            ThreadPoolExecutor(threads) as readers,
-            ThreadPoolExecutor(threads) as writers,
-        ):
-
-            def missing() -> Iterator[Unit]:
-                for unit in units:
-                    bar.note(f"{unit.scene.name} rows {unit.window.y0}:, columns {unit.window.x0}:")
-                    if visible[unit.scene.name] or self.output.is_written(unit):
-                        bar.advance()
-                    else:
-                        yield unit
-
-            def inputs() -> Iterator[NoisyWindow]:
-                nonlocal stopped
-                for unit, read in _ahead(readers, self._read, missing(), threads):
-                    if stop:
-                        stopped = True
-                        return
-                    try:
-                        begun.append((unit, read.result()))
-                    except _SCENE_ERRORS as error:
-                        self._fail(unit.scene, error)
-                        bar.advance()
-                    else:
-                        yield begun[-1][1].noisy
-
-            found = (
-                (*begun.popleft(), window)
-                for window in denoise_windows(self.model, inputs(), self.job.settings)
-            )
-            for (unit, _, _), written in _ahead(writers, lambda all_: self._write(*all_), found, threads):
-                try:
-                    written.result()
-                except _SCENE_ERRORS as error:
-                    self._fail(unit.scene, error)
-                bar.advance()
-        if stopped:
-            raise PreemptedError("stopped; what was begun is written, and the same command goes on")
-        for plan in plans:
-            if not visible[plan.name]:
-                self._finish(plan)
-        self._sweep()
-
-    def _finish(self, plan: ScenePlan) -> None:
-        """Count a scene; one that was killed between its last record and the end is made visible."""
-        try:
-            self._count(plan, self.output.finish(plan))
-        except _SCENE_ERRORS as error:
-            self._fail(plan, error)
-        if self.output.is_visible(plan):
-            self.report.done.append(plan.name)
-
-    def _sweep(self) -> None:
-        """Remove all that is left aside when everything is done."""
-        if all(map(self.output.is_visible, self.job.scenes)):
-            shutil.rmtree(self.output.archive.staging, ignore_errors=True)
-        self.output.archive.close()
-
-    def _read(self, unit: Unit) -> _Input:
-        for pause in _READ_PAUSES:
-            try:
-                return self._read_once(unit)
-            except _SCENE_ERRORS:
-                time.sleep(pause)
-        return self._read_once(unit)
-
-    def _read_once(self, unit: Unit) -> _Input:
-        scene, around = self._scene(unit.scene), unit.reach
-        pixels = scene.read(around)
-        if not np.isfinite(pixels).all():
-            raise SceneError(
-                f"scene {scene.name}: NaN or infinite values in rows {around.y0}:{around.y1}, columns {around.x0}:{around.x1} "
-                "that no valid_mask marks; ingest it again"
-            )
-        return _Input(
-            noisy=NoisyWindow(extent=unit.scene.extent, window=unit.window, pixels=pixels),
-            valid=scene.valid_mask(unit.window) if scene.has_mask else None,
-            noise=_noise_in_the_middle(unit, pixels),
-        )
-
-    def _write(self, unit: Unit, read: _Input, found: DenoisedWindow) -> None:
-        self._count(unit.scene, self.output.write(unit, found, read.valid, read.noise))
-
-    def _count(self, plan: ScenePlan, complete: Complete | None) -> None:
-        """Add a scene that was made visible to the report."""
-        if complete is None:
-            return
-        with self._lock:
-            for remark in complete.remarks:
-                say(f"{plan.name}: {remark}")
-            self.report.convergence += complete.convergence
-            if self.job.settings.codes:
-                self.report.code_bytes += self.output.archive[plan.name].code_bytes
-                self.report.pixel_bytes += 4 * math.prod(self._scene(plan).shape)
-        self._scenes.pop(plan.name, None)
-
-    def _scene(self, plan: ScenePlan) -> Scene:
-        """Open the noisy scene of a plan."""
-        scene = self._scenes.get(plan.name)
-        if scene is None:
-            scene = self.archive[plan.name]
-            now = _plan_of(scene, self.model, self.weights, self.job.settings)
-            if now != plan:
-                raise SceneError(
-                    f"scene {plan.name}: the scene or the model {self.job.model} has changed since the work was planned; give the "
-                    "command again"
-                )
-            self._scenes[plan.name] = scene
-        return scene
-
-    def _remarks(self, noise: float) -> list[str]:
-        """What is to be said of a scene of some noise level, in units of 1/255."""
-        if self.trained is None or noise == 0:
-            return []
-        least, most = self.trained
-        if 0.8 * least <= noise <= 1.2 * most:
-            return []
-        known = f"{least:g}" if least == most else f"{least:g} to {most:g}"
-        return [
-            f"its noise is about {noise:.0f}/255, and the model was trained for {known}: use one that was trained for this noise"
-        ]
-
-    def _fail(self, plan: ScenePlan, error: HpcdeqError) -> None:
-        if plan.name not in self.report.failed:
-            say(f"{plan.name}: {error}")
-        self.report.failed[plan.name] = str(error)
-        self.ledger.fail(plan.name, str(error))
-
-
-def _noise_in_the_middle(unit: Unit, pixels: NDArray[np.float32]) -> list[float]:
-    """Estimate the noise of every band in the middle of a scene; nothing if that is in another unit."""
-    scene, window, around = unit.scene, unit.window, unit.reach
-    y, x = scene.height // 2, scene.width // 2
-    if not (window.y0 <= y < window.y1 and window.x0 <= x < window.x1):
-        return []
-    half = _NOISE_WINDOW // 2
-    middle = Window(max(0, y - half), y + half, max(0, x - half), x + half).intersect(around)
-    if min(middle.height, middle.width) < 2:
-        return []
-    inside = middle.shift(-around.y0, -around.x0).slices
-    return [float(sigma) for sigma in estimate_sigma(pixels[(slice(None), *inside)])]
-
-
-def _ahead(
-    pool: ThreadPoolExecutor, work: Callable[[T], U], items: Iterable[T], most: int
-) -> Iterator[tuple[T, Future[U]]]:
-    """Work on items in a pool, at most some ahead of what is asked for; in their order."""
-    begun: deque[tuple[T, Future[U]]] = deque()
-    for item in items:
-        begun.append((item, pool.submit(work, item)))
-        if len(begun) > most:
-            yield begun.popleft()
-    yield from begun

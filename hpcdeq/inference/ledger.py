@@ -110,8 +110,8 @@ class Ledger:
         stored = _read(self.folder / "job.json")
         if stored is None:
             raise ConfigError(
-                f"there is no {self.folder / 'job.json'}: it lies beside an archive that hpcdeq denoise wrote, and says what "
-                "was written"
+                f"there is no readable {self.folder / 'job.json'}: it lies beside an archive that hpcdeq denoise wrote, and says "
+                "what was written"
             )
         if stored.get("format") != _FORMAT:
             raise ConfigError(
@@ -246,7 +246,8 @@ class Ledger:
 
 
 def _read(path: Path) -> Any:
+    """Return what is in a file; None if there is none, or it is damaged: what it told of is done again."""
     try:
         return json.loads(path.read_text())
-    except FileNotFoundError:
+    except (FileNotFoundError, ValueError):
         return None

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
-from hpcdeq.inference.tiles import reach
+from hpcdeq.archive import Scene
+from hpcdeq.errors import SceneError
+from hpcdeq.inference.tiles import DenoiseSettings, reach
+from hpcdeq.models import SparseDenoiser
 from hpcdeq.tiling import Window, partition
 
 # Pixels of a unit as float32, at most. Tiles that cross its border are computed twice: one in ten of blocks of 60 that overlap by
@@ -72,6 +77,53 @@ class Unit:
         """About how many pixels are computed: those of the window, and of the tiles that cross its border."""
         around = 2 * self.scene.block
         return (self.window.height + around) * (self.window.width + around)
+
+
+def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: DenoiseSettings) -> ScenePlan:
+    """Plan a scene.
+
+    Parameters
+    ----------
+    scene
+        The noisy scene.
+    model, weights
+        What denoises it, from `hpcdeq.inference.tiles.prepare`; and the digest of its weights.
+    settings
+        How it is applied.
+
+    Raises
+    ------
+    SceneError
+        If the scene has not as many bands as the model.
+    """
+    if scene.shape[0] != model.bands:
+        raise SceneError(
+            f"{scene.shape[0]} bands, but the model knows {model.bands}; train one for this sensor"
+        )
+    # All that decides the bytes of a denoised scene.
+    what = {
+        "ledger": 5,
+        "weights": weights,
+        "solver": asdict(model.settings.solver),
+        "precision": settings.precision,
+        "overlap": settings.overlap_of(model),
+        "codes": settings.codes,
+        "dtype": settings.dtype,
+        "batch": settings.batch if settings.device != "cpu" else None,  # by which a GPU rounds
+        "input": scene.digest,
+        "scale_factor": scene.scale_factor,
+    }
+    bands, height, width = scene.shape
+    return ScenePlan(
+        name=scene.name,
+        fingerprint=hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:32],
+        bands=bands,
+        height=height,
+        width=width,
+        shard_shape=scene.shard_shape,
+        block=model.settings.block,
+        overlap=settings.overlap_of(model),
+    )
 
 
 def share_of(scenes: Sequence[ScenePlan], worker: int, workers: int) -> list[Unit]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -18,7 +19,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hpcdeq.archive import Archive, SceneHeader, open_archive
+from hpcdeq.archive import Archive, Scene, SceneHeader, open_archive
 from hpcdeq.errors import ConfigError, FencedError, PreemptedError, SceneError
 from hpcdeq.inference import (
     DenoiseSettings,
@@ -29,8 +30,10 @@ from hpcdeq.inference import (
     plan_archive,
     repair_archive,
     verify,
+    worker,
 )
 from hpcdeq.inference.ledger import Ledger, Record
+from hpcdeq.inference.output import Output
 from hpcdeq.inference.plan import ScenePlan, share_of
 from hpcdeq.models import save_model
 from hpcdeq.tiling import Window
@@ -81,7 +84,7 @@ def test_every_unit_is_in_one_share_and_shares_follow_each_other(
         )
         for i, (height, width) in enumerate(sizes)
     ]
-    shares = [share_of(scenes, worker, workers) for worker in range(workers)]
+    shares = [share_of(scenes, number, workers) for number in range(workers)]
     units = [unit for scene in scenes for unit in scene.units()]
     assert [unit for share in shares for unit in share] == units
     if units:
@@ -98,8 +101,8 @@ def test_any_number_of_workers_in_any_order_write_the_same_bytes(
     out = tmp_path / "many.zarr"
     order = random.Random(workers).sample(range(workers), workers)
     plan_archive(archive, model_folder, out, SETTINGS)
-    for worker in order:
-        denoise_share(out, worker, workers)
+    for number in order:
+        denoise_share(out, number, workers)
     assert bytes_of(out) == bytes_of(tmp_path / "one.zarr")
     assert nothing_is_left_over(out)
 
@@ -230,15 +233,15 @@ def test_a_worker_of_an_older_plan_does_not_publish(
     out, newer = tmp_path / "out.zarr", DenoiseSettings(device="cpu", iterations=1)
     denoise_archive(archive, model_folder, tmp_path / "expected.zarr", newer)
     plan_archive(archive, model_folder, out, SETTINGS)
-    original, slept = bulk.Output.finish, []
+    original, slept = Output.finish, []
 
-    def finish(output: bulk.Output, scene: ScenePlan) -> object:
+    def finish(output: Output, scene: ScenePlan) -> object:
         if not slept:
             slept.append(True)
             denoise_archive(archive, model_folder, out, newer)
         return original(output, scene)
 
-    monkeypatch.setattr(bulk.Output, "finish", finish)
+    monkeypatch.setattr(Output, "finish", finish)
     with pytest.raises(FencedError, match="another plan was made"):
         denoise_share(out)
     assert bytes_of(out) == bytes_of(tmp_path / "expected.zarr")
@@ -263,16 +266,16 @@ def test_a_hiccup_of_the_file_system_is_no_failure(
     archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     denoise_archive(archive, model_folder, tmp_path / "expected.zarr", SETTINGS)
-    monkeypatch.setattr(bulk, "_READ_PAUSES", (0.0, 0.0))
-    original, reads = bulk.Scene.read, Counter[str]()
+    monkeypatch.setattr(worker, "_READ_PAUSES", (0.0, 0.0))
+    original, reads = Scene.read, Counter[str]()
 
-    def read(scene: bulk.Scene, window: Window) -> object:
+    def read(scene: Scene, window: Window) -> object:
         reads[f"{scene.name} {window}"] += 1
         if reads[f"{scene.name} {window}"] < 3:
             raise SceneError("a hiccup")
         return original(scene, window)
 
-    monkeypatch.setattr(bulk.Scene, "read", read)
+    monkeypatch.setattr(Scene, "read", read)
     report = denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
     assert report.failed == {}
     assert bytes_of(tmp_path / "out.zarr") == bytes_of(tmp_path / "expected.zarr")
@@ -336,3 +339,31 @@ def test_two_inputs_into_one_archive_are_both_looked_after(
     _, report = repair_archive(out)
     assert report.done == ["another"]
     assert "of another input" in report.failed["scene1"]
+
+
+def test_a_damaged_ledger_is_mended_too(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    expected, ledger = bytes_of(out), tmp_path / "out.zarr.ledger"
+    (ledger / "complete/scene0.json").write_text("{")
+    (ledger / "complete/scene1.json").unlink()
+    next((ledger / "units/scene1").rglob("*.json")).write_text("")
+    assert list(verify(out)) == [("scene0", []), ("scene1", [])]
+    repair_archive(out)
+    assert list(verify(out)) == []
+    assert bytes_of(out) == expected
+    (ledger / "job.json").write_text("")
+    with pytest.raises(ConfigError, match="there is no readable"):
+        list(verify(out))
+
+
+def test_a_ledger_names_no_file_outside_a_scene(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    out, precious = tmp_path / "out.zarr", tmp_path / "precious"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    precious.mkdir()
+    file = tmp_path / "out.zarr.ledger/complete/scene0.json"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"checksums": {"../../precious/x": 1, str(precious): 2}}))
+    with pytest.raises(SceneError, match="is not a file of scene scene0"):
+        repair_archive(out)
+    assert precious.exists()
