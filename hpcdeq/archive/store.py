@@ -13,7 +13,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import zarr
-from zarr.errors import ContainsGroupError
 
 from hpcdeq.archive import layout
 from hpcdeq.archive.draft import SceneDraft
@@ -169,8 +168,13 @@ def open_archive(path: Path | str, *, create: bool = False) -> Archive:
     """
     path = Path(path)
     if create and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
-        with contextlib.suppress(ContainsGroupError):  # another process was faster
-            zarr.create_group(path, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
+        making = Archive(path).attempt(
+            "root"
+        )  # aside: what a killed process has half made could neither be opened nor made again
+        zarr.create_group(making, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
+        path.mkdir(parents=True, exist_ok=True)
+        (making / "zarr.json").replace(path / "zarr.json")
+        shutil.rmtree(making)
     if not path.exists():
         raise ArchiveNotFoundError(
             f"no archive at {path}; make one with: hpcdeq ingest RAW... --archive {path}"

@@ -95,6 +95,17 @@ def test_leftovers_of_a_killed_run_are_swept(raw, hpcdeq, tmp_path):
     assert not (tmp_path / "A.staging").exists()
 
 
+def test_a_kill_while_an_archive_is_made_is_no_obstacle(tmp_path):
+    child = (
+        "import os, pathlib; from hpcdeq.archive import open_archive; "
+        f"pathlib.Path.replace = lambda *_: os._exit(9); open_archive({str(tmp_path / 'A')!r}, create=True)"
+    )
+    assert subprocess.run([sys.executable, "-c", child], check=False).returncode == 9
+    archive = open_archive(tmp_path / "A", create=True)
+    archive.sweep()
+    assert [path.name for path in tmp_path.rglob("*")] == ["A", "zarr.json"]
+
+
 def test_an_error_while_writing_leaves_the_old_scene(raw, hpcdeq, tmp_path, monkeypatch):
     np.save(raw / "s.npy", rawfiles.cube())
     hpcdeq("ingest", raw, "--archive", tmp_path / "A")
