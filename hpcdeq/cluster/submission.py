@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 # Signals that come while Python starts would end the job as failed. Ignored, they leave it to SLURM, which ends or requeues it.
 _PYTHON = ["bash", "-c", 'trap "" USR1 USR2 TERM; exec "$@"', "hpcdeq", sys.executable]
 _SETUP = ["export OMP_NUM_THREADS=${SLURM_CPUS_PER_TASK:-1}"]
+_HELD = re.compile("launch.failed.requeued.held")  # with spaces or with underscores, by its version
 _FOLDER = re.compile(r"[\w@+=:,./ -]+")
 _NO_LIMIT_MINUTES = 365 * 24 * 60
 _POLL_SECONDS = 0.2
@@ -219,6 +220,20 @@ def cancel(folder: Path) -> list[str]:
         if code != 0:
             raise SubmissionError(f"scancel {' '.join(jobs)}: {words}")
     return jobs
+
+
+def end_held(folder: Path) -> list[str]:
+    """End the jobs, submitted with a folder, that SLURM would hold for ever, and return their numbers.
+
+    It does so with a job that was to start on a node where a copy of it, once lost from sight, still ran.
+    """
+    before = {path.name.split("_")[0] for path in folder.glob("*_submission.sh")}
+    code, words = _slurm("squeue", "--noheader", "--me", "--array", "--states=PENDING", "--format=%F %i %r")
+    lines = [line.split(maxsplit=2) for line in words.splitlines()] if code == 0 else []
+    held = [job for array, job, reason in lines if array in before and _HELD.search(reason)]
+    if held:
+        _slurm("scancel", *held)
+    return held
 
 
 def run_local(request: JobRequest, folder: Path, work: Callable[..., Any], *arguments: Any) -> Any:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.submission import Submitted, queued, submit_each
+from hpcdeq.cluster.submission import Submitted, end_held, queued, submit_each
 from hpcdeq.console import say
 from hpcdeq.errors import JobError, PartialFailureError, SubmissionError
 from hpcdeq.inference.bulk import denoise_share
@@ -95,6 +95,10 @@ def see_through(request: JobRequest, out: Path, parallel: int | None) -> None:
         pause = _LOOK_SECONDS
         while _in_queue(out):
             say(str(status_of(out)))
+            for job in end_held(jobs_folder(out)):
+                say(
+                    f"job {job} was held by SLURM, as a lost copy of it still ran on its node: ended, to be submitted again"
+                )
             time.sleep(pause)
             pause = min(1.5 * pause, _LONGEST_LOOK_SECONDS)
         now = status_of(out)

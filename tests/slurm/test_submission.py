@@ -14,7 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.submission import Submitted, cancel, run_local, sbatch_text, submit, submit_each
+from hpcdeq.cluster.submission import (
+    Submitted,
+    cancel,
+    end_held,
+    run_local,
+    sbatch_text,
+    submit,
+    submit_each,
+)
 from hpcdeq.errors import ConfigError, JobError, SubmissionError
 from tests.slurm import fake, jobs
 from tests.slurm.fake import FakeSlurm
@@ -146,6 +154,19 @@ def test_jobs_are_cancelled_by_their_folder(fake_slurm: FakeSlurm, tmp_path: Pat
     fake_slurm.answers("squeue", "12\n77")
     assert cancel(folder) == ["77"]
     assert fake_slurm.calls("scancel") == ["77"]
+
+
+def test_jobs_that_slurm_holds_for_ever_are_ended_and_no_others(
+    fake_slurm: FakeSlurm, tmp_path: Path
+) -> None:
+    folder = tmp_path / "jobs"
+    submit(JobRequest(time="5"), folder, jobs.meet, "x")
+    held = "launch failed requeued held"
+    fake_slurm.answers("squeue", f"77 77_0 JobHeldUser\n77 77_1 {held}\n12 12_0 {held}\n77 77_2 Priority")
+    assert end_held(folder) == ["77_1"]
+    assert fake_slurm.calls("scancel") == ["77_1"]
+    fake_slurm.answers("squeue", "slurm_load_jobs error: Unable to contact slurm controller", code=1)
+    assert end_held(folder) == []
 
 
 def test_a_job_with_all_options() -> None:
