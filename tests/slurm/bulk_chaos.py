@@ -263,14 +263,17 @@ class Stage:
         """SIGKILL the process that submits; what it has handed to SLURM by then is in the queue, or not."""
         strike = Strike("submitter")
         run.strikes.append(strike)
-        part, aim = rng.random(), rng.random() < 0.5
+        jobs = run.ledger / "jobs"
+        # It plans, the plan is written, sbatch is called.
+        signs = (run.out.exists, run.ledger.exists, lambda: any(jobs.glob(".submission_file_*")))
+        part, aim, sign = rng.random(), rng.random() < 0.5, rng.choice(signs)
         process = self.lab.begin(*self._command(run))
         end = time.monotonic() + (20 if aim else part * self._submit_seconds)
         while time.monotonic() < end and process.poll() is None:
-            if aim and list((run.ledger / "jobs").glob(".submission_file_*")):  # sbatch is called with it
-                time.sleep(0.2 * part)
+            if aim and sign():
+                time.sleep(0.1 * part)
                 break
-            time.sleep(0.001)
+            time.sleep(0.0005)
         strike.hit = process.poll() is None
         process.kill()
         process.wait()
