@@ -176,6 +176,8 @@ class Stage:
         except LabError as error:
             run.problems.append(str(error))
         run.problems += self._found(run)
+        if run.problems:
+            shutil.copy(self.lab.folder / "log/slurmctld.log", run.folder)  # of all runs so far
         return run
 
     def forget(self, run: Run) -> None:
@@ -236,9 +238,10 @@ class Stage:
         states = self._states(run)
         failed = {job for job, state in states.items() if state != "COMPLETED"}
         for job in sorted(failed - run.failed - run.killed):
-            # Others have no submission to read. A signal to the batch script is SLURM's: that of a requeue may come to a node only
-            # when it has booted, and hit the next attempt.
-            if _array(job) in run.arrays and self.lab.exit_code(job)[1] == 0:
+            # Others have no submission to read, or SLURM ended them: the signal of a requeue may come to a node only when it has
+            # booted, and hit the next attempt; the grace of a preemption may end as if it were the time limit.
+            by_itself = states[job] == "FAILED" and self.lab.exit_code(job)[0] != 0
+            if by_itself and _array(job) in run.arrays:
                 run.problems.append(f"job {job} is {states[job]}: {self._last_words(run, job)}")
         run.failed |= failed
         return run.last is not None and not any(_array(job) == run.last for job in failed)
