@@ -177,6 +177,7 @@ class Stage:
             run.problems.append(str(error))
         run.problems += self._found(run)
         if run.problems:
+            run.folder.mkdir(parents=True, exist_ok=True)
             shutil.copy(self.lab.folder / "log/slurmctld.log", run.folder)  # of all runs so far
         return run
 
