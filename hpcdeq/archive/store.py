@@ -128,9 +128,11 @@ class Archive:
         wanted
             Shared drafts that are to be gone on with; the others are removed. None keeps them all.
         """
-        if not self.staging.is_dir():
+        try:
+            there = list(self.staging.iterdir())
+        except FileNotFoundError:
             return
-        for left in self.staging.iterdir():
+        for left in there:
             owner = left.name.partition("@")[2].rsplit(".", 2)
             if len(owner) != 3:  # a shared draft, which waits to be gone on with
                 if wanted is not None and left not in wanted:
@@ -141,10 +143,12 @@ class Archive:
             with contextlib.suppress(FileNotFoundError):  # its owner is done with it
                 if dead or time.time() - left.stat().st_mtime > _STALE_SECONDS:
                     shutil.rmtree(left) if left.is_dir() else left.unlink()
-        self.close()
 
     def close(self) -> None:
-        """Remove the staging folder if nothing is left in it: the last thing a run does."""
+        """Remove the staging folder if nothing is left in it: the last thing a run does that writes alone.
+
+        Of several, another may be about to write there.
+        """
         with contextlib.suppress(OSError):  # another process writes there, or it never existed
             self.staging.rmdir()
 
@@ -168,13 +172,13 @@ def open_archive(path: Path | str, *, create: bool = False) -> Archive:
     """
     path = Path(path)
     if create and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
-        making = Archive(path).attempt(
-            "root"
-        )  # aside: what a killed process has half made could neither be opened nor made again
+        # Aside: what a killed process has half made could neither be opened nor made again.
+        making = Archive(path).attempt("root")
         zarr.create_group(making, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
         path.mkdir(parents=True, exist_ok=True)
         (making / "zarr.json").replace(path / "zarr.json")
         shutil.rmtree(making)
+        Archive(path).close()
     if not path.exists():
         raise ArchiveNotFoundError(
             f"no archive at {path}; make one with: hpcdeq ingest RAW... --archive {path}"

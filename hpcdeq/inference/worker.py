@@ -167,7 +167,6 @@ class Worker:
         """Remove all that is left aside when everything is done."""
         if all(map(self.output.is_visible, self.job.scenes)):
             shutil.rmtree(self.output.archive.staging, ignore_errors=True)
-        self.output.archive.close()
 
     def _read(self, unit: Unit) -> _Input:
         for pause in _READ_PAUSES:

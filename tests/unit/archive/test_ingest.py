@@ -103,6 +103,7 @@ def test_a_kill_while_an_archive_is_made_is_no_obstacle(tmp_path):
     assert subprocess.run([sys.executable, "-c", child], check=False).returncode == 9
     archive = open_archive(tmp_path / "A", create=True)
     archive.sweep()
+    archive.close()
     assert [path.name for path in tmp_path.rglob("*")] == ["A", "zarr.json"]
 
 
