@@ -324,9 +324,9 @@ class Stage:
             if time.monotonic() > end:
                 raise LabError(f"no process for {DEADLINE} s of {self._states(run)}")
             time.sleep(0.3)
-        end = time.monotonic() + 3
+        end = time.monotonic() + 10
         while worker and aim and not _writes(run) and time.monotonic() < end:
-            time.sleep(0.0005)
+            time.sleep(0.002)
         try:
             yield worker
         finally:
