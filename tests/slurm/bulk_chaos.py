@@ -176,6 +176,9 @@ class Stage:
         except LabError as error:
             run.problems.append(str(error))
         run.problems += self._found(run)
+        if run.problems:
+            run.folder.mkdir(parents=True, exist_ok=True)
+            shutil.copy(self.lab.folder / "log/slurmctld.log", run.folder)  # of all runs so far
         return run
 
     def forget(self, run: Run) -> None:
@@ -236,9 +239,10 @@ class Stage:
         states = self._states(run)
         failed = {job for job, state in states.items() if state != "COMPLETED"}
         for job in sorted(failed - run.failed - run.killed):
-            # Others have no submission to read. A signal to the batch script is SLURM's: that of a requeue may come to a node only
-            # when it has booted, and hit the next attempt.
-            if _array(job) in run.arrays and self.lab.exit_code(job)[1] == 0:
+            # Others have no submission to read, or SLURM ended them: the signal of a requeue may come to a node only when it has
+            # booted, and hit the next attempt; the grace of a preemption may end as if it were the time limit.
+            by_itself = states[job] == "FAILED" and self.lab.exit_code(job)[0] != 0
+            if by_itself and _array(job) in run.arrays:
                 run.problems.append(f"job {job} is {states[job]}: {self._last_words(run, job)}")
         run.failed |= failed
         return run.last is not None and not any(_array(job) == run.last for job in failed)
@@ -263,14 +267,17 @@ class Stage:
         """SIGKILL the process that submits; what it has handed to SLURM by then is in the queue, or not."""
         strike = Strike("submitter")
         run.strikes.append(strike)
-        part, aim = rng.random(), rng.random() < 0.5
+        jobs = run.ledger / "jobs"
+        # It plans, the plan is written, sbatch is called.
+        signs = (run.out.exists, run.ledger.exists, lambda: any(jobs.glob(".submission_file_*")))
+        part, aim, sign = rng.random(), rng.random() < 0.5, rng.choice(signs)
         process = self.lab.begin(*self._command(run))
         end = time.monotonic() + (20 if aim else part * self._submit_seconds)
         while time.monotonic() < end and process.poll() is None:
-            if aim and list((run.ledger / "jobs").glob(".submission_file_*")):  # sbatch is called with it
-                time.sleep(0.2 * part)
+            if aim and sign():
+                time.sleep(0.1 * part)
                 break
-            time.sleep(0.001)
+            time.sleep(0.0005)
         strike.hit = process.poll() is None
         process.kill()
         process.wait()
@@ -317,9 +324,9 @@ class Stage:
             if time.monotonic() > end:
                 raise LabError(f"no process for {DEADLINE} s of {self._states(run)}")
             time.sleep(0.3)
-        end = time.monotonic() + 3
+        end = time.monotonic() + 10
         while worker and aim and not _writes(run) and time.monotonic() < end:
-            time.sleep(0.0005)
+            time.sleep(0.002)
         try:
             yield worker
         finally:
