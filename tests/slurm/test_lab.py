@@ -135,11 +135,14 @@ def test_an_urgent_job_pushes_others_out_after_their_signal(lab):
 
 def test_the_tasks_of_an_array_are_jobs_of_their_own(lab):
     job = lab.sbatch("--array=0-1", "--wrap", "srun sh -c 'echo task $SLURM_ARRAY_TASK_ID; sleep 300'")
-    lab.wait_for_output(f"{job}_1", "task 1\n")
+    for i in range(2):
+        lab.wait_for_output(f"{job}_{i}", f"task {i}\n")
     (task,) = lab.tasks(f"{job}_1")
+    assert [each.job for each in lab.tasks(job)] == [f"{job}_0", f"{job}_1"]
     os.kill(task.pid, signal.SIGKILL)
     lab.wait(f"{job}_1", "FAILED")
     assert lab.states(job) == {f"{job}_0": "RUNNING", f"{job}_1": "FAILED"}
+    assert lab.exit_code(f"{job}_1") == (137, 0)
 
 
 # Brings up a lab, looks around, and is killed.
