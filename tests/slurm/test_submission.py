@@ -32,7 +32,7 @@ SMALLEST = """\
 #!/bin/bash
 
 # Parameters
-#SBATCH --job-name=hpcdeq-train
+#SBATCH --job-name=hpcdeq
 #SBATCH --nodes=1
 #SBATCH --ntasks-per-node=1
 #SBATCH --open-mode=append
