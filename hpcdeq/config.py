@@ -30,6 +30,8 @@ class DataConfig(_Section):
     """Archive of clean scenes to learn from."""
     val: Path | None = None
     """Archive to validate on; without one, every tenth training scene (at least one of two or more) is held out."""
+    split: Path | None = None
+    """Split file (``hpcdeq split``): learn from its train part only, and validate on its val part if it has one."""
     val_blocks: int = Field(default=32, ge=1)
     """Blocks that are validated on; the same ones every time."""
     batch: int = Field(default=16, ge=1)

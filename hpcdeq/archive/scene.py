@@ -98,6 +98,14 @@ class Scene:
         """Digest of the stored pixels: the checksums of all shards, in order."""
         return hashlib.sha256(self.shard_checksums.tobytes()).hexdigest()
 
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """What the scene is known by under any name: its pixels and, if it was ingested, its raw file, which copies of it share."""
+        raw = self._attributes.get("source_sha256")
+        variable = self._attributes.get("source_variable")
+        of_raw = () if raw is None else (f"raw:{raw}" if variable is None else f"raw:{raw}:{variable}",)
+        return (f"pixels:{self.content_sha256}", *of_raw)
+
     @cached_property
     def wavelengths(self) -> NDArray[np.float64] | None:
         """(band,) in nm, or None if the raw file told none."""

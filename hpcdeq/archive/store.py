@@ -9,7 +9,7 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
 import zarr
@@ -18,7 +18,7 @@ from hpcdeq.archive import layout
 from hpcdeq.archive.draft import SceneDraft
 from hpcdeq.archive.layout import SceneHeader
 from hpcdeq.archive.scene import Scene
-from hpcdeq.errors import ArchiveError, ArchiveNotFoundError
+from hpcdeq.errors import ArchiveError, ArchiveNotFoundError, SceneError
 
 _STALE_SECONDS = 24 * 3600.0
 
@@ -51,6 +51,14 @@ class Archive:
             known = ", ".join(self.names()[:10]) or "none"
             raise ArchiveNotFoundError(f"no scene {name!r} in {self.path}; it holds: {known}")
         return Scene(self.path / name)
+
+    def readable(self, names: Iterable[str]) -> list[Scene]:
+        """Open those of some scenes that can be opened."""
+        found = []
+        for name in names:
+            with contextlib.suppress(SceneError):
+                found.append(self[name])
+        return found
 
     def scenes(self) -> list[Scene]:
         """Open every scene."""

@@ -17,8 +17,10 @@ from hpcdeq.cli.export import export
 from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
 from hpcdeq.cli.repair import repair
+from hpcdeq.cli.split import split
 from hpcdeq.cli.status import status
 from hpcdeq.cli.submit import submit
+from hpcdeq.cli.tables import figures, tables
 from hpcdeq.cli.train import train
 from hpcdeq.cli.validate import validate
 from hpcdeq.cli.verify import verify
@@ -36,6 +38,7 @@ for verb in (
     ingest,
     info,
     validate,
+    split,
     dictionary,
     train,
     export,
@@ -46,6 +49,8 @@ for verb in (
     repair,
     cancel,
     evaluate,
+    tables,
+    figures,
     doctor,
     demo,
 ):

@@ -48,5 +48,5 @@ def dictionary(
     with process_group(place_of(os.environ), torch.device("cpu")) as team:
         learnt = learn_from_scenes(scenes, settings, team)
     if team.leads:
-        save_dictionary(learnt, out, {"scenes": [scene.name for scene in scenes]})
+        save_dictionary(learnt, out, {"scenes": {scene.name: scene.identities for scene in scenes}})
         result(str(out))

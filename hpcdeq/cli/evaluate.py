@@ -21,14 +21,18 @@ def evaluate(
         str, typer.Option(help="Noise levels on the scale of 0 to 255, with --model.")
     ] = "30,50,70",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, with --model.")] = 0,
+    split: Annotated[
+        Path | None, typer.Option(help="Split file: score its test part only; see hpcdeq split.")
+    ] = None,
     html: Annotated[Path | None, typer.Option(help="Write a report page with pictures and spectra.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for a script.")] = False,
 ) -> None:
     """Score denoised scenes against clean ones: PSNR, SSIM, SAM and ERGAS, per scene and in the mean."""
     from hpcdeq.archive import open_archive
+    from hpcdeq.archive.splits import check_unseen, read_split
     from hpcdeq.console import result, result_json, say
     from hpcdeq.errors import ConfigError, PartialFailureError
-    from hpcdeq.models import load_model
+    from hpcdeq.models import learnt_scenes, load_model, read_card
     from hpcdeq.studies.evaluation import as_json_values, as_table, compare_archives, compare_model
     from hpcdeq.studies.page import write_page
     from hpcdeq.studies.report import gather, render, require_libraries
@@ -42,18 +46,22 @@ def evaluate(
     if html is not None:
         require_libraries()  # before the long work
     archive = open_archive(clean)
+    names = archive.names() if split is None else read_split(split).names(archive, "test")
     settings: dict[str, Any] = {"clean": str(clean)}
     if model is not None:
-        levels = _levels(sigma)
-        settings |= {"model": str(model), "sigma": levels, "seed": seed}
-        compared = compare_model(archive, load_model(model), levels, seed)
-        total = len(archive) * len(levels)
+        sigmas = levels(sigma)
+        settings |= {"model": str(model), "sigma": sigmas, "seed": seed}
+        check_unseen(
+            archive.readable(names), learnt_scenes(read_card(model)["provenance"]), f"the model {model}"
+        )
+        compared = compare_model(archive, load_model(model), sigmas, seed, names=names)
+        total = len(names) * len(sigmas)
     else:
         assert denoised is not None
         settings |= {"denoised": str(denoised), "noisy": None if noisy is None else str(noisy)}
         before = None if noisy is None else open_archive(noisy)
-        compared = compare_archives(archive, open_archive(denoised), before)
-        total = len(archive)
+        compared = compare_archives(archive, open_archive(denoised), before, names)
+        total = len(names)
     results = gather(compared, total, pictures=html is not None)
     if as_json:
         result_json(as_json_values(results.rows, results.failures, settings))
@@ -64,11 +72,11 @@ def evaluate(
         say(f"report: {html}")
     if results.failures:
         raise PartialFailureError(
-            f"{len(results.failures)} of {len(archive)} scenes were not scored; they are listed above"
+            f"{len(results.failures)} of {len(names)} scenes were not scored; they are listed above"
         )
 
 
-def _levels(text: str) -> list[float]:
+def levels(text: str) -> list[float]:
     """Parse noise levels such as ``30,50,70``."""
     from hpcdeq.errors import ConfigError
 

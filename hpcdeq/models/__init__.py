@@ -2,7 +2,16 @@
 
 from hpcdeq.models.cnn import CnnSettings
 from hpcdeq.models.denoiser import Codes, Denoised, ModelSettings, SparseDenoiser
-from hpcdeq.models.files import load_dictionary, load_model, save_dictionary, save_model
+from hpcdeq.models.files import (
+    Identities,
+    learnt_scenes,
+    load_dictionary,
+    load_model,
+    read_card,
+    read_dictionary_card,
+    save_dictionary,
+    save_model,
+)
 from hpcdeq.models.qrnn3d import Qrnn3dSettings
 from hpcdeq.models.support import SupportSettings
 
@@ -10,12 +19,16 @@ __all__ = [
     "CnnSettings",
     "Codes",
     "Denoised",
+    "Identities",
     "ModelSettings",
     "Qrnn3dSettings",
     "SparseDenoiser",
     "SupportSettings",
+    "learnt_scenes",
     "load_dictionary",
     "load_model",
+    "read_card",
+    "read_dictionary_card",
     "save_dictionary",
     "save_model",
 ]

@@ -24,6 +24,9 @@ CARD = "model.json"
 FORMAT = "hpcdeq-model"
 VERSION = 1
 
+Identities = dict[str, list[str]]
+"""Scenes by name, with what each is known by (`hpcdeq.archive.Scene.identities`)."""
+
 
 def save_model(model: SparseDenoiser, folder: Path, provenance: dict[str, Any]) -> None:
     """Write ``model.safetensors`` and ``model.json`` into ``folder``, replacing a model that is there in one step.
@@ -106,6 +109,14 @@ def read_card(folder: Path) -> dict[str, Any]:
     return card
 
 
+def learnt_scenes(provenance: dict[str, Any]) -> Identities:
+    """Return the scenes that a model or a dictionary was learnt from; none if its provenance does not say."""
+    told = provenance.get("scenes")
+    if not isinstance(told, dict):
+        return {}
+    return {str(name): [str(i) for i in found] for name, found in told.items() if isinstance(found, list)}
+
+
 def save_dictionary(dictionary: Tensor, path: Path, provenance: dict[str, Any]) -> None:
     """Write D ``(band, atom)`` as one safetensors file, in one step."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -136,6 +147,18 @@ def load_dictionary(path: Path) -> Tensor:
             f"{path}: a dictionary is (band, atom) and finite, got shape {tuple(dictionary.shape)}"
         )
     return dictionary
+
+
+def read_dictionary_card(path: Path) -> dict[str, Any]:
+    """Read how a dictionary's file came about."""
+    load_dictionary(path)
+    with safe_open(path, framework="pt") as file:
+        text = (file.metadata() or {}).get("provenance", "{}")
+    try:
+        told = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ModelFileError(f"{path}: its provenance is not JSON: {error}") from error
+    return told if isinstance(told, dict) else {}
 
 
 def _save_tensors(numbers: dict[str, Tensor], path: Path, provenance: dict[str, Any] | None) -> None:

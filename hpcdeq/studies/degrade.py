@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hpcdeq.archive import Archive, Scene, open_archive
 from hpcdeq.console import progress, say
@@ -75,13 +76,17 @@ def _degrade(scene: Scene, noisy: Archive, degradation: Degradation, seed: int) 
     draft.publish()
 
 
-def noisy_copy(
-    scene: Scene, degradation: Degradation, seed: int
-) -> np.ndarray[tuple[int, int, int], np.dtype[np.float32]]:
+def noisy_copy(scene: Scene, degradation: Degradation, seed: int) -> NDArray[np.float32]:
     """Noisy pixels ``(band, y, x)`` of a whole scene, as `degrade_archive` would write them."""
-    edge_y, _ = scene.shard_shape
-    strips = partition(scene.shape[1], scene.shape[2], edge_y, scene.shape[2])
-    key = (seed, stable_hash(scene.name))
+    return noisy_pixels(scene.read(), scene.name, degradation, seed, scene.shard_shape[0])
+
+
+def noisy_pixels(
+    clean: NDArray[np.float32], name: str, degradation: Degradation, seed: int, rows: int
+) -> NDArray[np.float32]:
+    """Noisy copy of pixels ``(band, y, x)`` of a scene of this name; noise is drawn for so many rows at a time."""
+    key = (seed, stable_hash(name))
+    strips = enumerate(range(0, clean.shape[1], rows))
     return np.concatenate(
-        [add_noise(scene.read(w), degradation, key, i)[0] for i, w in enumerate(strips)], axis=1
+        [add_noise(clean[:, y : y + rows], degradation, key, i)[0] for i, y in strips], axis=1
     )

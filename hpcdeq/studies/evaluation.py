@@ -56,10 +56,16 @@ class Failure:
 
 
 def compare_archives(
-    clean: Archive, denoised: Archive, noisy: Archive | None = None
+    clean: Archive,
+    denoised: Archive,
+    noisy: Archive | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[Comparison | Failure]:
-    """Score the scenes of ``denoised`` (and of ``noisy``) against those of the same names in ``clean``."""
-    for name in clean:
+    """Score the scenes of ``denoised`` (and of ``noisy``) against those of the same names in ``clean``.
+
+    All of ``clean``, or those of some ``names``.
+    """
+    for name in clean if names is None else names:
         try:
             scene = clean[name]
             reference = scene.read()
@@ -76,6 +82,7 @@ def compare_model(
     sigmas: Sequence[float],
     seed: int = 0,
     settings: DenoiseSettings | None = None,
+    names: Sequence[str] | None = None,
 ) -> Iterator[Comparison | Failure]:
     """Add noise to every scene of ``clean``, denoise it, and score both.
 
@@ -91,8 +98,10 @@ def compare_model(
         Seed of the noise, which is that of `degrade_archive` with this seed.
     settings
         How to apply the model.
+    names
+        Which scenes; None is all.
     """
-    for name in clean:
+    for name in clean if names is None else names:
         try:
             scene = clean[name]
             reference = scene.read()

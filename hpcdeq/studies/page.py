@@ -71,6 +71,22 @@ def white_of(rgb: NDArray[np.float32], valid: NDArray[np.bool_]) -> float:
     return max(float(np.quantile(rgb[:, valid], 0.995)) if valid.any() else 1.0, 1e-6)
 
 
+def typical_points(clean: NDArray[np.float32], valid: NDArray[np.bool_]) -> list[tuple[int, int]]:
+    """Up to three pixels (y, x): a dim, a middling and a bright one, each with neighbours like itself."""
+    brightness = clean.mean(axis=0)
+    gy, gx = np.gradient(brightness)
+    roughness = np.hypot(gy, gx) / np.maximum(brightness, 1e-3)
+    points = []
+    for quantile in (0.35, 0.7, 0.95):
+        if not valid.any():
+            break
+        level = np.quantile(brightness[valid], quantile)
+        misfit = np.abs(brightness - level) / max(level, 1e-3) + roughness
+        y, x = np.unravel_index(np.argmin(np.where(valid, misfit, np.inf)), misfit.shape)
+        points.append((int(y), int(x)))
+    return points
+
+
 def false_colours(rgb: NDArray[np.float32], white: float, valid: NDArray[np.bool_]) -> str:
     """Data URI of ``(3, y, x)`` values: gamma 2.2, grey where there is no data."""
     stretched = np.clip(rgb / white, 0.0, 1.0) ** (1 / 2.2)

@@ -13,7 +13,16 @@ from numpy.typing import NDArray
 from hpcdeq.console import progress, say
 from hpcdeq.studies import page
 from hpcdeq.studies.evaluation import Comparison, Failure, Row, cells, means
-from hpcdeq.studies.page import Figure, data_uri, false_colours, jpeg, render_page, rgb_bands, white_of
+from hpcdeq.studies.page import (
+    Figure,
+    data_uri,
+    false_colours,
+    jpeg,
+    render_page,
+    rgb_bands,
+    typical_points,
+    white_of,
+)
 
 MAX_PANELS = 12  # a panel is some 0.5 MB of pictures; the table holds all rows
 MAX_EDGE = 400  # pixels shown of a scene: its centre, not shrunk, as shrinking would hide the noise
@@ -62,7 +71,7 @@ def make_panel(comparison: Comparison) -> Panel:
         figures.append(colour("noisy", c.noisy, before))
     figures.append(colour("denoised", c.denoised, f"{row.denoised.psnr:.2f} dB"))
     figures.append(_error_picture(c))
-    points = _points(c.clean, c.valid)
+    points = typical_points(c.clean, c.valid)
     height, width = c.valid.shape
     markers = [
         {"left": 100 * (x + 0.5) / width, "top": 100 * (y + 0.5) / height, "colour": colour_}
@@ -128,22 +137,6 @@ def _error_picture(c: Comparison) -> Figure:
     return Figure(
         "error", jpeg(np.where(c.valid[..., None], coloured, 0.5)), f"|denoised - clean|, bright: {top:.3f}"
     )
-
-
-def _points(clean: NDArray[np.float32], valid: NDArray[np.bool_]) -> list[tuple[int, int]]:
-    """Up to three pixels (y, x): a dim, a middling and a bright one, each with neighbours like itself."""
-    brightness = clean.mean(axis=0)
-    gy, gx = np.gradient(brightness)
-    roughness = np.hypot(gy, gx) / np.maximum(brightness, 1e-3)
-    points = []
-    for quantile in (0.35, 0.7, 0.95):
-        if not valid.any():
-            break
-        level = np.quantile(brightness[valid], quantile)
-        misfit = np.abs(brightness - level) / max(level, 1e-3) + roughness
-        y, x = np.unravel_index(np.argmin(np.where(valid, misfit, np.inf)), misfit.shape)
-        points.append((int(y), int(x)))
-    return points
 
 
 def _spectra(c: Comparison, points: list[tuple[int, int]]) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 
 from hpcdeq.archive import Scene, open_archive
+from hpcdeq.archive.splits import read_split
 from hpcdeq.archive.stream import Batch, OnBadChunk, PatchStream
 from hpcdeq.cluster.group import Team
 from hpcdeq.config import TrainConfig
@@ -35,12 +36,16 @@ def split(config: TrainConfig) -> tuple[list[Scene], list[Scene]]:
     Raises
     ------
     ConfigError
-        If an archive is empty, or the band counts differ.
+        If an archive is empty, is not that of the split, or the band counts differ.
     """
-    train = open_archive(config.data.train).scenes()
+    archive = open_archive(config.data.train)
+    parts = None if config.data.split is None else read_split(config.data.split)
+    train = archive.scenes() if parts is None else parts.take(archive, "train")
     if not train:
         raise ConfigError(f"data.train: the archive {config.data.train} holds no scene; ingest some first")
-    if config.data.val is not None:
+    if parts is not None and parts.parts["val"]:
+        val = parts.take(archive if config.data.val is None else open_archive(config.data.val), "val")
+    elif config.data.val is not None:
         val = open_archive(config.data.val).scenes()
         if not val:
             raise ConfigError(f"data.val: the archive {config.data.val} holds no scene")
@@ -157,7 +162,7 @@ def dictionary_of(config: TrainConfig, scenes: list[Scene], run: Path) -> Tensor
                 raise
             except ValueError as error:
                 raise ConfigError(f"dictionary: {error}") from error
-            save_dictionary(learnt, kept, {"scenes": [s.name for s in scenes]})
+            save_dictionary(learnt, kept, {"scenes": {s.name: s.identities for s in scenes}})
         dictionary = load_dictionary(kept)
     if dictionary.shape[0] != scenes[0].shape[0]:
         raise ConfigError(

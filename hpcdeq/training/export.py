@@ -10,7 +10,7 @@ import torch
 from hpcdeq import __version__
 from hpcdeq.config import TrainConfig, load_train_config
 from hpcdeq.errors import ConfigError
-from hpcdeq.models import SparseDenoiser, save_model
+from hpcdeq.models import Identities, SparseDenoiser, save_model
 from hpcdeq.training import checkpoints
 
 
@@ -57,9 +57,9 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str | None = None) -> st
 
 
 def provenance(
-    config: TrainConfig, checkpoint: str | None, scenes: dict[str, str], position: dict[str, Any]
+    config: TrainConfig, checkpoint: str | None, scenes: Identities, position: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return how a model came about: versions, configuration, digests of the scenes it has seen, how training went."""
+    """Return how a model came about: versions, configuration, the scenes it has seen, how training went."""
     best = position["best"]
     return {
         "hpcdeq": __version__,

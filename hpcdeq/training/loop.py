@@ -103,7 +103,7 @@ class _Trainer:
     def __init__(self, config: TrainConfig, run: Path, team: Team) -> None:
         self.config, self.settings, self.run, self.team = config, config.training, run, team
         train_scenes, val_scenes = data.split(config)
-        self.scenes = {scene.name: scene.content_sha256 for scene in train_scenes}
+        self.scenes = start.learnt_from(config, train_scenes)
         self.stream = data.training_stream(config, train_scenes, team)
         self.validation = data.validation_batches(config, val_scenes)
         if config.training.start_from is None:  # learnt by one process, read by all

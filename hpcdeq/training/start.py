@@ -7,9 +7,17 @@ from typing import Any
 
 import torch
 
+from hpcdeq.archive import Scene
 from hpcdeq.config import TrainConfig, dump_yaml, load_train_config
 from hpcdeq.errors import ConfigError
-from hpcdeq.models import SparseDenoiser, load_model
+from hpcdeq.models import (
+    Identities,
+    SparseDenoiser,
+    learnt_scenes,
+    load_model,
+    read_card,
+    read_dictionary_card,
+)
 from hpcdeq.training import data
 
 # What does not change what is learnt, beside the length.
@@ -42,7 +50,22 @@ def open_run(config: TrainConfig) -> Path:
     return config.run
 
 
-def first_model(config: TrainConfig, scenes: list[Any], run: Path) -> SparseDenoiser:
+def learnt_from(config: TrainConfig, scenes: list[Scene]) -> Identities:
+    """Return the scenes that a run's model learns from, with those behind the model or the dictionary that it begins with."""
+    begun = config.training.start_from
+    if begun is not None:
+        before = learnt_scenes(read_card(begun)["provenance"])
+    elif isinstance(config.dictionary, Path):
+        before = learnt_scenes(read_dictionary_card(config.dictionary))
+    else:
+        before = {}
+    found = {name: set(identities) for name, identities in before.items()}
+    for scene in scenes:
+        found.setdefault(scene.name, set()).update(scene.identities)
+    return {name: sorted(identities) for name, identities in sorted(found.items())}
+
+
+def first_model(config: TrainConfig, scenes: list[Scene], run: Path) -> SparseDenoiser:
     """Make the model to begin with: fresh, or with the dictionary and weights of another."""
     torch.manual_seed(config.seed)
     start = config.training.start_from
