@@ -17,7 +17,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from hpcdeq.archive import layout
 from hpcdeq.archive.layout import FINGERPRINT, RADIANCE, SHARD_CHECKSUM, SceneHeader
-from hpcdeq.archive.scene import Scene, crc32c_of
+from hpcdeq.archive.scene import Scene, checksum_of
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window
 
@@ -100,13 +100,13 @@ class SceneDraft:
         shutil.rmtree(aside)
 
     def secure(self, files: Iterable[Path]) -> dict[str, int]:
-        """Make files that were written outlast a loss of power, and return the crc32c of each by its path inside the scene."""
+        """Make files that were written outlast a loss of power, and return the checksum of each by its path inside the scene."""
         sums = {}
         folders = set()
         for path in files:
             _sync(path)
             folders.add(path.parent)
-            sums[str(path.relative_to(self.path))] = crc32c_of(path)
+            sums[str(path.relative_to(self.path))] = checksum_of(path)
         for folder in folders:
             _sync(folder)
         return sums
@@ -123,7 +123,7 @@ class SceneDraft:
         last
             Done when everything is written, before the scene is moved.
         known
-            crc32c of files, as `secure` told them: these are not read again.
+            Checksums of files, as `secure` told them: these are not read again.
 
         Raises
         ------
@@ -133,7 +133,7 @@ class SceneDraft:
         if self._is_visible():
             return
         edge_y, edge_x = self.scene.shard_shape
-        sums = np.zeros(self._array(SHARD_CHECKSUM).shape, np.uint32)
+        sums = np.zeros(self._array(SHARD_CHECKSUM).shape, np.uint64)
         for window in self.scene.shards():
             file = self.scene.shard_path(window)
             if not file.is_file():
@@ -141,7 +141,7 @@ class SceneDraft:
                     return
                 raise SceneError(f"scene {self.name}: shard {file.relative_to(self.path)} was not written")
             sum_ = (known or {}).get(str(file.relative_to(self.path)))
-            sums[window.y0 // edge_y, window.x0 // edge_x] = crc32c_of(file) if sum_ is None else sum_
+            sums[window.y0 // edge_y, window.x0 // edge_x] = checksum_of(file) if sum_ is None else sum_
         self._array(SHARD_CHECKSUM)[...] = sums
         last()
         if self._is_visible():
@@ -267,8 +267,8 @@ def _create(path: Path, header: SceneHeader) -> None:
     group.create_array(
         SHARD_CHECKSUM,
         shape=(-(-height // edge_y), -(-width // edge_x)),
-        dtype="uint32",
+        dtype="uint64",
         dimension_names=("shard_y", "shard_x"),
-        attributes={"long_name": "crc32c of every shard file of radiance"},
+        attributes={"long_name": "first 64 bits of the SHA-256 of every shard file of radiance"},
         config=_WRITE_ZEROS,
     )

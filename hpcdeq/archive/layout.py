@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hpcdeq.errors import SceneError
+from hpcdeq.errors import HpcdeqError, SceneError
 
-SCHEMA = 1
+SCHEMA = 2
 RADIANCE = "radiance"
 WAVELENGTH = "wavelength"
 FWHM = "fwhm"
@@ -58,6 +58,15 @@ class SceneHeader:
     """Sparse codes a pixel: then ``codes (code, y, x)`` is written beside the pixels, in shards of the same pixels."""
     attributes: dict[str, Any] = field(default_factory=dict)
     """Attributes of the scene's group: source, source_format, source_sha256, ..."""
+
+
+def check_schema(schema: object, what: str, error: type[HpcdeqError] = SceneError) -> None:
+    """Raise ``error`` unless ``what`` has the schema that this version reads."""
+    if schema == SCHEMA:
+        return
+    older = isinstance(schema, int) and schema < SCHEMA
+    advice = "make it again from its source with this version" if older else "update hpcdeq"
+    raise error(f"{what} has schema {schema!r}; this version reads schema {SCHEMA}: {advice}")
 
 
 def check_name(name: str) -> str:

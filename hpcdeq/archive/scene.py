@@ -11,7 +11,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
-import google_crc32c
 import numpy as np
 import zarr
 from numpy.typing import NDArray
@@ -20,8 +19,6 @@ from hpcdeq.archive import layout, shard
 from hpcdeq.archive.layout import RADIANCE, SHARD_CHECKSUM, SceneHeader
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window, partition
-
-_READ_BYTES = 16 << 20
 
 
 class Scene:
@@ -117,12 +114,12 @@ class Scene:
         return self._optional(layout.FWHM)
 
     @cached_property
-    def shard_checksums(self) -> NDArray[np.uint32]:
-        """(shard_y, shard_x) crc32c of every shard's file, as written when the scene was complete."""
+    def shard_checksums(self) -> NDArray[np.uint64]:
+        """(shard_y, shard_x) checksum (`checksum_of`) of every shard's file, as written when the scene was complete."""
         stored = self._optional(SHARD_CHECKSUM)
         if stored is None:
             raise SceneError(f"scene {self.name}: no {SHARD_CHECKSUM!r} array; ingest the scene again")
-        return stored.astype(np.uint32)
+        return stored.astype(np.uint64)
 
     @property
     def has_mask(self) -> bool:
@@ -297,8 +294,7 @@ class Scene:
         """Bound what the metadata claims before anything is allocated by it."""
         name, dtype = self.name, self.dtype
         schema = self._attributes.get("hpcdeq_schema")
-        if schema != layout.SCHEMA:
-            raise SceneError(f"scene {name}: schema {schema!r}; this version reads schema {layout.SCHEMA}")
+        layout.check_schema(schema, f"scene {name}")
         if len(self._shape) != 3 or len(self._shard_shape) != 3:
             raise SceneError(f"scene {name}: radiance must be (band, y, x), got shape {self._shape}")
         if dtype.kind not in "uif" or dtype.itemsize > 8:
@@ -328,13 +324,14 @@ class Scene:
         return np.asarray(cast("zarr.Array[Any]", self._group[name])[...])
 
 
-def crc32c_of(path: Path) -> int:
-    """crc32c of a file's bytes; the file need not fit in memory."""
-    checksum = 0
+def checksum_of(path: Path) -> int:
+    """Return the first 64 bits of the SHA-256 of a file, which need not fit in memory.
+
+    Not crc32c, though it is quicker: a chunk ends in its own, and the crc32c of bytes with their crc32c behind them is always
+    the same. That of a shard's file would say how long its chunks are, and nothing of the pixels in them.
+    """
     with path.open("rb") as file:
-        while block := file.read(_READ_BYTES):
-            checksum = google_crc32c.extend(checksum, block)
-    return checksum
+        return int.from_bytes(hashlib.file_digest(file, "sha256").digest()[:8], "big")
 
 
 def _metadata(path: Path, kind: str) -> dict[str, Any]:

@@ -176,7 +176,7 @@ def open_archive(path: Path | str, *, create: bool = False) -> Archive:
     ArchiveNotFoundError
         If there is nothing at ``path`` and ``create`` is False.
     ArchiveError
-        If there is something else, or an archive of a newer schema.
+        If there is something else, or an archive of another schema.
     """
     path = Path(path)
     if create and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
@@ -199,8 +199,5 @@ def open_archive(path: Path | str, *, create: bool = False) -> Archive:
         raise ArchiveError(
             f"{path} is a Zarr group, but not an hpcdeq archive: it has no 'hpcdeq_schema' attribute"
         )
-    if schema != layout.SCHEMA:
-        raise ArchiveError(
-            f"{path} has schema {schema}; this version reads schema {layout.SCHEMA}: update hpcdeq"
-        )
+    layout.check_schema(schema, str(path), ArchiveError)
     return Archive(path)

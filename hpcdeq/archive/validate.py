@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hpcdeq.archive.layout import CHUNK, CODES
-from hpcdeq.archive.scene import Scene, crc32c_of
+from hpcdeq.archive.scene import Scene, checksum_of
 from hpcdeq.archive.store import Archive
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window, partition
@@ -74,7 +74,7 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
             yield Problem(scene.name, f"shard {shown} is missing; ingest the scene again", window)
             continue
         stored = int(sums[window.y0 // edge_y, window.x0 // edge_x])
-        found = crc32c_of(file)
+        found = checksum_of(file)
         mask = scene.mask_path(window)
         if scene.has_mask and not mask.is_file():  # Zarr would read it as all masked
             yield Problem(
@@ -88,9 +88,7 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
         chunks = list(_check_chunks(scene, window))
         yield from chunks
         if found != stored and not chunks:
-            message = (
-                f"shard {shown} has crc32c {found:08x}, not {stored:08x} as written; ingest the scene again"
-            )
+            message = f"shard {shown} has checksum {found:016x}, not {stored:016x} as written; ingest the scene again"
             yield Problem(scene.name, message, window)
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from hpcdeq.archive import Archive, open_archive
-from hpcdeq.archive.scene import crc32c_of
+from hpcdeq.archive.scene import checksum_of
 from hpcdeq.cluster.signals import stop_requests
 from hpcdeq.console import say
 from hpcdeq.errors import ConfigError, HpcdeqError
@@ -182,7 +182,7 @@ def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
     planned = ledger.job().scenes
     for name, complete in ledger.all_completed():
         known.add(name)
-        bad = [file for file, sum_ in complete.checksums.items() if _crc32c(out / name / file) != sum_]
+        bad = [file for file, sum_ in complete.checksums.items() if _checksum(out / name / file) != sum_]
         if bad:
             yield name, bad
     for plan in planned:
@@ -190,8 +190,8 @@ def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
             yield plan.name, []
 
 
-def _crc32c(file: Path) -> int | None:
+def _checksum(file: Path) -> int | None:
     try:
-        return crc32c_of(file)
+        return checksum_of(file)
     except OSError:
         return None

@@ -40,7 +40,7 @@ class Record:
     """What is known of a finished unit."""
 
     checksums: dict[str, int]
-    """crc32c of every file that was written, by its path inside the scene."""
+    """Checksum of every file that was written, by its path inside the scene."""
     tiles: list[TileSolution]
     """How each tile of the unit was solved."""
     masked: int = 0
@@ -55,7 +55,7 @@ class Complete:
 
     fingerprint: str
     checksums: dict[str, int]
-    """crc32c of every file, by its path inside the scene."""
+    """Checksum of every file, by its path inside the scene."""
     convergence: Convergence
     masked: int
     """Pixels without data."""

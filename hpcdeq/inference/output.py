@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hpcdeq.archive import Archive, Scene, SceneDraft, SceneHeader
 from hpcdeq.archive.layout import CELL_X, CELL_Y, CODES, DICTIONARY, NOISE, SUPPORT
-from hpcdeq.archive.scene import crc32c_of
+from hpcdeq.archive.scene import checksum_of
 from hpcdeq.errors import FencedError, HpcdeqError, SceneError, StorageError
 from hpcdeq.inference.ledger import Complete, Ledger, Record
 from hpcdeq.inference.plan import ScenePlan, Unit
@@ -221,7 +221,7 @@ class Output:
         for left in draft.path.rglob("*.partial"):  # of killed writers; a living one finds its unit recorded
             left.unlink(missing_ok=True)
         files = [file for file in draft.path.rglob("*") if file.is_file()]
-        sums = {str(file.relative_to(draft.path)): crc32c_of(file) for file in files}
+        sums = {str(file.relative_to(draft.path)): checksum_of(file) for file in files}
         if not draft.path.exists():
             raise SceneError(f"{draft.path} was taken away")
         for name, sum_ in written.items():
@@ -287,6 +287,6 @@ class Output:
 def _are_intact(folder: Path, files: list[Path], record: Record) -> bool:
     """Whether files are on disk as they were written."""
     try:
-        return all(crc32c_of(file) == record.checksums[str(file.relative_to(folder))] for file in files)
+        return all(checksum_of(file) == record.checksums[str(file.relative_to(folder))] for file in files)
     except FileNotFoundError:
         return False

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from hpcdeq.archive.scene import crc32c_of
+from hpcdeq.archive.scene import checksum_of
 from hpcdeq.console import say
 from hpcdeq.errors import FencedError, TrainingError
 
@@ -92,7 +92,7 @@ def commit(attempt: Path, name: str, state: dict[str, Any]) -> None:
             file.flush()
             os.fsync(file.fileno())
         with (aside / MANIFEST).open("w") as manifest:
-            json.dump({"crc32c": {path.name: crc32c_of(path) for path in _files(aside)}}, manifest)
+            json.dump({"checksums": {path.name: checksum_of(path) for path in _files(aside)}}, manifest)
             manifest.flush()
             os.fsync(manifest.fileno())
         _sync(aside)
@@ -188,13 +188,13 @@ def _move(attempt: Path, source: Path, target: Path) -> Path:
 def _damage(checkpoint: Path) -> str | None:
     """Say what is wrong with the files of a checkpoint, or None."""
     try:
-        sums = json.loads((checkpoint / MANIFEST).read_text())["crc32c"]
+        sums = json.loads((checkpoint / MANIFEST).read_text())["checksums"]
     except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
         return f"{MANIFEST} is missing or cannot be read"
     for name, expected in sums.items():
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
-        if crc32c_of(checkpoint / name) != expected:
+        if checksum_of(checkpoint / name) != expected:
             return f"{name} is not as it was written"
     return None if STATE in sums else f"{MANIFEST} does not list {STATE}"
 

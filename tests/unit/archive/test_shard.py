@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hpcdeq.archive import Archive, Scene, open_archive
 from hpcdeq.archive.layout import SceneHeader
 from hpcdeq.archive.validate import check_scene
-from hpcdeq.errors import SceneError
+from hpcdeq.errors import ArchiveError, SceneError
 from tests.conftest import add_scene
 
 
@@ -104,3 +104,34 @@ def test_a_shard_without_any_data_is_written(archive: Archive) -> None:
     assert all(scene.shard_path(window).is_file() for window in scene.shards())
     assert np.array_equal(scene.read(), values)
     assert list(check_scene(scene)) == []
+
+
+def test_scenes_whose_shards_have_equal_sizes_differ_by_their_digests(tmp_path) -> None:
+    """Noise does not compress: only the pixels differ, to which the crc32c of a file of chunks with their own crc32c is blind."""
+    archive = open_archive(tmp_path / "a.zarr", create=True)
+    for seed in range(3):
+        add_scene(archive, f"noise_{seed}", np.random.default_rng(seed).random((4, 65, 65)))
+    scenes = archive.scenes()
+    assert len({scene.shard_path(scene.extent).stat().st_size for scene in scenes}) == 1
+    assert len({scene.content_sha256 for scene in scenes}) == len({scene.digest for scene in scenes}) == 3
+
+
+def test_a_sound_shard_of_another_scene_is_found(tmp_path) -> None:
+    archive = open_archive(tmp_path / "a.zarr", create=True)
+    for seed in range(2):
+        add_scene(archive, f"noise_{seed}", np.random.default_rng(seed).random((4, 65, 65)))
+    one, other = archive.scenes()
+    one.shard_path(one.extent).write_bytes(other.shard_path(other.extent).read_bytes())
+    (problem,) = check_scene(one)
+    assert "not" in problem.message
+    assert "as written" in problem.message
+
+
+def test_an_archive_of_an_older_schema_is_refused_with_what_to_do(tmp_path) -> None:
+    open_archive(tmp_path / "a.zarr", create=True)
+    root = tmp_path / "a.zarr/zarr.json"
+    root.write_text(root.read_text().replace('"hpcdeq_schema": 2', '"hpcdeq_schema": 1'))
+    with pytest.raises(
+        ArchiveError, match="has schema 1; this version reads schema 2: make it again from its source"
+    ):
+        open_archive(tmp_path / "a.zarr")

@@ -367,3 +367,15 @@ def test_a_ledger_names_no_file_outside_a_scene(archive: Archive, model_folder: 
     with pytest.raises(SceneError, match="is not a file of scene scene0"):
         repair_archive(out)
     assert precious.exists()
+
+
+def test_other_noise_of_the_same_size_is_denoised_again(tmp_path: Path, model_folder: Path) -> None:
+    """The shards of both inputs have equal lengths, as noise does not compress."""
+    out = tmp_path / "out.zarr"
+    results = []
+    for seed in range(2):
+        archive = open_archive(tmp_path / f"in{seed}.zarr", create=True)
+        add_scene(archive, "scene", np.random.default_rng(seed).random((7, 65, 65)))
+        assert denoise_archive(archive, model_folder, out, SETTINGS).done == ["scene"]
+        results.append(open_archive(out)["scene"].read())
+    assert not np.array_equal(*results)
