@@ -3,15 +3,21 @@
 from hpcdeq.models.cnn import CnnSettings
 from hpcdeq.models.denoiser import Codes, Denoised, ModelSettings, SparseDenoiser
 from hpcdeq.models.files import load_dictionary, load_model, save_dictionary, save_model
+from hpcdeq.models.hsid_cnn import HsidCnnSettings
+from hpcdeq.models.memnet import MemNetSettings
 from hpcdeq.models.qrnn3d import Qrnn3dSettings
+from hpcdeq.models.qrnn3d_unet import Qrnn3dUnetSettings
 from hpcdeq.models.support import SupportSettings
 
 __all__ = [
     "CnnSettings",
     "Codes",
     "Denoised",
+    "HsidCnnSettings",
+    "MemNetSettings",
     "ModelSettings",
     "Qrnn3dSettings",
+    "Qrnn3dUnetSettings",
     "SparseDenoiser",
     "SupportSettings",
     "load_dictionary",
