@@ -12,16 +12,22 @@ from hpcdeq.models.files import (
     save_dictionary,
     save_model,
 )
+from hpcdeq.models.hsid_cnn import HsidCnnSettings
+from hpcdeq.models.memnet import MemNetSettings
 from hpcdeq.models.qrnn3d import Qrnn3dSettings
+from hpcdeq.models.qrnn3d_unet import Qrnn3dUnetSettings
 from hpcdeq.models.support import SupportSettings
 
 __all__ = [
     "CnnSettings",
     "Codes",
     "Denoised",
+    "HsidCnnSettings",
     "Identities",
+    "MemNetSettings",
     "ModelSettings",
     "Qrnn3dSettings",
+    "Qrnn3dUnetSettings",
     "SparseDenoiser",
     "SupportSettings",
     "learnt_scenes",

@@ -13,8 +13,11 @@ from torch import Tensor, nn
 from hpcdeq.models.cnn import Cnn, CnnSettings
 from hpcdeq.models.fast import FastMap
 from hpcdeq.models.full import FullMap, Identity
+from hpcdeq.models.hsid_cnn import HsidCnn, HsidCnnSettings
+from hpcdeq.models.memnet import MemNet, MemNetSettings
 from hpcdeq.models.prior import FixedPrior, Prior
 from hpcdeq.models.qrnn3d import Qrnn3d, Qrnn3dSettings
+from hpcdeq.models.qrnn3d_unet import EDGE_MULTIPLE, Qrnn3dUnet, Qrnn3dUnetSettings
 from hpcdeq.models.spectra import to_blocks, to_spectra
 from hpcdeq.models.support import SupportSettings, find_support
 from hpcdeq.solvers import (
@@ -28,7 +31,7 @@ from hpcdeq.solvers import (
     spectral_radius,
 )
 
-PriorSettings = CnnSettings | Qrnn3dSettings
+PriorSettings = CnnSettings | Qrnn3dSettings | HsidCnnSettings | MemNetSettings | Qrnn3dUnetSettings
 
 _PAPER_LARGEST_B = 1.0
 
@@ -44,7 +47,7 @@ class ModelSettings:
     __pydantic_config__: ClassVar = {"extra": "forbid"}
 
     map: Literal["fast", "full", "prior"] = "fast"
-    """The iteration: ``fast`` is equation (32), ``full`` is (14); ``prior`` is none, the CNN applied once: the baseline to beat."""
+    """The iteration: ``fast`` is equation (32), ``full`` is (14); ``prior`` is none, the prior applied once, to beat."""
     block: int = 60
     """Edge n of a block in pixels."""
     b: float = 20.0
@@ -72,6 +75,20 @@ class ModelSettings:
                 f"identity=paper diverges for b > 1 (the null space of the dictionary grows by b an iteration), got b={self.b}; "
                 "set b to at most 1, or identity=hqs"
             )
+        if self.batch_norm and self.map != "prior":
+            raise ValueError(
+                f"prior.kind={self.prior.kind} has batch normalisation, which changes the map={self.map} while it is solved; "
+                "set map=prior to apply it once, or take another prior.kind: cnn, qrnn3d or hsid_cnn"
+            )
+        if isinstance(self.prior, Qrnn3dUnetSettings) and self.block % EDGE_MULTIPLE:
+            raise ValueError(
+                f"prior.kind={self.prior.kind} halves the image twice: block must be divisible by {EDGE_MULTIPLE}, got {self.block}"
+            )
+
+    @property
+    def batch_norm(self) -> bool:
+        """Whether the prior has batch normalisation: blocks that are learnt from together depend on each other."""
+        return isinstance(self.prior, MemNetSettings | Qrnn3dUnetSettings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +142,7 @@ class SparseDenoiser(nn.Module):
     Raises
     ------
     ValueError
-        If the support is not smaller than the number of bands, or than that of atoms.
+        If the support is not smaller than the number of bands, or than that of atoms, or the prior needs more bands.
     """
 
     def __init__(self, settings: ModelSettings, dictionary: Tensor) -> None:
@@ -197,8 +214,12 @@ class SparseDenoiser(nn.Module):
 
     @torch.no_grad()
     def after_step(self) -> None:
-        """Restore what an optimiser step does not keep: norms of weights and atoms, and the bound on b. Call it after each."""
+        """Restore what an optimiser step does not keep: norms of weights and atoms, the bound on b, running averages.
+
+        Call it after each.
+        """
         self.prior.advance_power_iteration()
+        self.prior.advance_statistics()
         if self.settings.identity == "paper":
             self.log_b.clamp_(max=math.log(_PAPER_LARGEST_B))
         if self.settings.learn_dictionary:
@@ -258,7 +279,17 @@ class SparseDenoiser(nn.Module):
 
 
 def _make_prior(bands: int, settings: PriorSettings) -> Prior:
-    return Cnn(bands, settings) if isinstance(settings, CnnSettings) else Qrnn3d(settings)
+    match settings:
+        case CnnSettings():
+            return Cnn(bands, settings)
+        case Qrnn3dSettings():
+            return Qrnn3d(settings)
+        case HsidCnnSettings():
+            return HsidCnn(bands, settings)
+        case MemNetSettings():
+            return MemNet(bands, settings)
+        case Qrnn3dUnetSettings():
+            return Qrnn3dUnet(settings)
 
 
 def _applied_once(estimate: Tensor) -> Solution:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hpcdeq.models.batch_norm import BatchNorm
 from hpcdeq.models.spectra import to_blocks, to_spectra
 from hpcdeq.solvers import transpose_by_autograd
 
@@ -102,6 +103,20 @@ class Prior(nn.Module, ABC):
                 vector = vector / torch.linalg.vector_norm(vector).clamp_min(1e-12)
             self._power(i).copy_(vector)
 
+    def advance_statistics(self) -> None:
+        """Let the running averages of batch normalisation, if there is any, take in the last batch; after every optimiser step."""
+        for norm in self.batch_norms():
+            norm.advance()
+
+    @property
+    def mixes_blocks(self) -> bool:
+        """Whether what it makes of a block depends on the others of the batch now: in training mode, with batch normalisation."""
+        return self.training and bool(self.batch_norms())
+
+    def batch_norms(self) -> list[BatchNorm]:
+        """Return all batch normalisations, in the order in which they were made."""
+        return [module for module in self.modules() if isinstance(module, BatchNorm)]
+
     def _power(self, i: int) -> Tensor:
         return self.get_buffer(f"power_{i}")
 
@@ -127,6 +142,14 @@ class Prior(nn.Module, ABC):
         return F.conv_transpose2d(image, kernel, padding=kernel.shape[-1] // 2).flatten()
 
 
+def convolve(layer: Convolution, kernel: Tensor, hidden: Tensor) -> Tensor:
+    """Apply a layer with the kernel given instead of its own, in the precision of that kernel."""
+    bias = None if layer.bias is None else layer.bias.to(kernel.dtype)
+    function = F.conv3d if isinstance(layer, nn.Conv3d) else F.conv2d
+    result: Tensor = function(hidden, kernel, bias, layer.stride, layer.padding)
+    return result
+
+
 class FixedPrior:
     """N with everything fixed that must not change during a solve, on spectra ``(block, pixel, band)``."""
 
@@ -137,7 +160,7 @@ class FixedPrior:
     def __call__(self, spectra: Tensor) -> Tensor:
         """Denoise the blocks."""
         blocks = to_blocks(spectra, self._height, self._width)
-        if spectra.device.type == "cpu" and not torch.is_grad_enabled():
+        if spectra.device.type == "cpu" and not torch.is_grad_enabled() and not self._prior.mixes_blocks:
             # The library behind chooses its kernel by the shape of the whole batch, so that a block would get other
             # last bits with other batch mates; one at a time it cannot.
             pairs = zip(blocks.split(1), self._told.split(1), strict=True)

@@ -8,9 +8,8 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hpcdeq.models.prior import Prior
+from hpcdeq.models.prior import Prior, convolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,15 +55,14 @@ class Qrnn3d(Prior):
         """Return the noise of the blocks, or clean ones."""
         hidden = blocks.to(kernels[0].dtype).unsqueeze(1)  # (block, 1, band, y, x)
         for i, (layer, kernel) in enumerate(zip(self.layers(), kernels, strict=True)):
-            bias = None if layer.bias is None else layer.bias.to(kernel.dtype)
-            hidden = F.conv3d(hidden, kernel, bias, padding=1)
+            hidden = convolve(layer, kernel, hidden)
             if i < len(kernels) - 1:
                 candidates, gates = hidden.chunk(2, dim=1)
-                hidden = _pool(torch.tanh(candidates), torch.sigmoid(gates), backwards=i % 2 == 1)
+                hidden = pool(torch.tanh(candidates), torch.sigmoid(gates), backwards=i % 2 == 1)
         return hidden[:, 0]
 
 
-def _pool(candidates: Tensor, gates: Tensor, *, backwards: bool) -> Tensor:
+def pool(candidates: Tensor, gates: Tensor, *, backwards: bool) -> Tensor:
     """Run h_i = F_i h_(i-1) + (1 - F_i) Z_i over the bands, axis 2, in one direction."""
     pooled: list[Tensor] = []
     state = torch.zeros_like(candidates[:, :, 0])

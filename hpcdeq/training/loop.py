@@ -70,7 +70,7 @@ def train(config: TrainConfig) -> Path:
     Raises
     ------
     ConfigError
-        If the folder holds a run with another configuration, or the data do not fit it.
+        If the folder holds a run with another configuration, the data do not fit it, or a batch must not be divided and is.
     TrainingError
         If training diverges again and again.
     FencedError
@@ -86,6 +86,7 @@ def train(config: TrainConfig) -> Path:
     device = choose_device(config.device, place.local_rank)
     needs_group = isinstance(config.training.engine, DeepSpeedConfig)
     with process_group(place, device, alone=needs_group) as team, stop_requests() as stop:
+        start.check_batch_norm(config, team.world_size)
         run = team.first(lambda: start.open_run(config))
         trainer = _Trainer(config, run, team)
         try:
@@ -229,6 +230,7 @@ class _Trainer:
             clean = noisy = torch.full((1, self.model.bands, size, size), 0.5, device=self.team.device)
             with_probe = self.settings.jacobian_weight > 0 and torch.is_grad_enabled()
             probes = [torch.Generator()] if with_probe else []
+            self.model.eval()  # not in running averages either
         outcome: Outcome = objective(clean, noisy, probes or None, self._keep_adjoint)
         return outcome
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hpcdeq.archive import Scene
-from hpcdeq.config import TrainConfig, dump_yaml, load_train_config
+from hpcdeq.config import DeepSpeedConfig, TrainConfig, dump_yaml, load_train_config
 from hpcdeq.errors import ConfigError
 from hpcdeq.models import (
     Identities,
@@ -27,6 +28,32 @@ _MAY_CHANGE: Any = {
     "data": {"workers", "micro_batch"},
     "training": {"engine", "steps", "log_every", "keep", "tensorboard"},
 }
+
+
+def check_batch_norm(config: TrainConfig, processes: int) -> None:
+    """Check that a batch is worked on whole where its blocks are normalised together: parts would be other numbers.
+
+    Raises
+    ------
+    ConfigError
+        If it would be divided.
+    """
+    if not config.model.batch_norm:
+        return
+    kind, batch, part = config.model.prior.kind, config.data.batch, config.data.micro_batch
+    why = f"model.prior.kind={kind} normalises all blocks of a batch together (batch normalisation)"
+    if processes > 1:
+        raise ConfigError(
+            f"{why}, and {processes} processes would divide it; train it in one process, e.g. on one GPU"
+        )
+    if part is not None and part < batch:
+        raise ConfigError(
+            f"{why}, and data.micro_batch={part} would divide it; leave data.micro_batch out, or lower data.batch from {batch}"
+        )
+    if isinstance(config.training.engine, DeepSpeedConfig):
+        raise ConfigError(
+            f"{why}, whose running averages DeepSpeed's copy of the model would not keep; set training.engine.kind=ddp"
+        )
 
 
 def open_run(config: TrainConfig) -> Path:
@@ -66,17 +93,23 @@ def learnt_from(config: TrainConfig, scenes: list[Scene]) -> Identities:
 
 
 def first_model(config: TrainConfig, scenes: list[Scene], run: Path) -> SparseDenoiser:
-    """Make the model to begin with: fresh, or with the dictionary and weights of another."""
+    """Make the model to begin with: fresh, or with the dictionary and weights of another.
+
+    Raises
+    ------
+    ConfigError
+        If the settings of the model do not fit the scenes, or the other model does not.
+    """
     torch.manual_seed(config.seed)
     start = config.training.start_from
     if start is None:
-        return SparseDenoiser(config.model, data.dictionary_of(config, scenes, run))
+        return _new_model(config, data.dictionary_of(config, scenes, run))
     given = load_model(start)
     if given.bands != scenes[0].shape[0]:
         raise ConfigError(
             f"training.start_from: {start} has {given.bands} bands, the scenes have {scenes[0].shape[0]}"
         )
-    model = SparseDenoiser(config.model, given.atoms)
+    model = _new_model(config, given.atoms)
     try:
         model.prior.load_state_dict(given.prior.state_dict())
     except RuntimeError as error:
@@ -89,3 +122,10 @@ def first_model(config: TrainConfig, scenes: list[Scene], run: Path) -> SparseDe
                 model.scalars[name].data.copy_(value)
         model.after_step()
     return model
+
+
+def _new_model(config: TrainConfig, dictionary: Tensor) -> SparseDenoiser:
+    try:
+        return SparseDenoiser(config.model, dictionary)
+    except ValueError as error:
+        raise ConfigError(f"model: {error}") from error
