@@ -66,7 +66,7 @@ def batch_omp(signals: Tensor, dictionary: Tensor, sparsity: int) -> OmpResult:
     budget = _CHUNK_ELEMENTS_GPU if signals.is_cuda else _CHUNK_ELEMENTS_CPU
     step = max(1, budget // atoms.shape[1])
     for i in range(0, len(signals), step):
-        correlations = _correlate(signals[i : i + step].detach().to(work), atoms)
+        correlations = correlate(signals[i : i + step].detach().to(work), atoms)
         support[i : i + step], coefficients[i : i + step] = _pursue(correlations, gram, sparsity)
     return OmpResult(support=support, coefficients=coefficients)
 
@@ -113,7 +113,7 @@ def check_sparsity(sparsity: int, dictionary: Tensor) -> None:
         )
 
 
-def _correlate(signals: Tensor, atoms: Tensor) -> Tensor:
+def correlate(signals: Tensor, atoms: Tensor) -> Tensor:
     """``signals @ atoms``, term by term: a matrix product may round differently with the number of rows."""
     total = signals[:, :1] * atoms[0]
     for k in range(1, atoms.shape[0]):
