@@ -24,15 +24,16 @@ class OmpResult:
     """(N, k), of the signals' dtype: least squares on the support; 0 from where a pursuit ended early."""
 
 
-def batch_omp(signals: Tensor, dictionary: Tensor, sparsity: int) -> OmpResult:
+def batch_omp(signals: Tensor, dictionary: Tensor, sparsity: int, *, residual: float = 0.0) -> OmpResult:
     """Code every signal with ``sparsity`` atoms, chosen greedily (orthogonal matching pursuit).
 
     As in Batch-OMP, correlations with the residual are updated through the Gram matrix and the residual
     itself is never formed. All arithmetic is element by element, with no matrix product over signals: what a
     signal gets has the same bytes in any batch, for any number of threads.
 
-    A pursuit ends early where the signal is explained (a zero signal at once), or where the next atom lies in
-    the span of those chosen; the rest of its support are other atoms, with coefficient 0.
+    A pursuit ends early where the signal is explained (a zero signal at once), where the norm of its residual is at
+    most ``residual``, or where the next atom lies in the span of those chosen; the rest of its support are other
+    atoms, with coefficient 0.
 
     Parameters
     ----------
@@ -42,11 +43,13 @@ def batch_omp(signals: Tensor, dictionary: Tensor, sparsity: int) -> OmpResult:
         (d, M), atoms of unit norm, on the signals' device.
     sparsity
         Atoms a signal, from 1 to min(d, M).
+    residual
+        Norm of what may stay unexplained, for example that of the noise.
 
     Raises
     ------
     ValueError
-        If shapes, devices or sparsity do not fit, an atom is not of unit norm (within 1e-3), or a signal is
+        If shapes, devices or sparsity do not fit, ``residual`` is negative, an atom is not of unit norm (within 1e-3), or a signal is
         not finite.
 
     References
@@ -58,6 +61,8 @@ def batch_omp(signals: Tensor, dictionary: Tensor, sparsity: int) -> OmpResult:
     check_signals(signals)
     check_dictionary(dictionary, signals)
     check_sparsity(sparsity, dictionary)
+    if not residual >= 0:
+        raise ValueError(f"residual must be a norm, at least 0, got {residual}")
     work = torch.promote_types(signals.dtype, torch.float32)
     atoms = dictionary.detach().to(work)
     gram = atoms.T @ atoms
@@ -66,8 +71,12 @@ def batch_omp(signals: Tensor, dictionary: Tensor, sparsity: int) -> OmpResult:
     budget = _CHUNK_ELEMENTS_GPU if signals.is_cuda else _CHUNK_ELEMENTS_CPU
     step = max(1, budget // atoms.shape[1])
     for i in range(0, len(signals), step):
-        correlations = _correlate(signals[i : i + step].detach().to(work), atoms)
-        support[i : i + step], coefficients[i : i + step] = _pursue(correlations, gram, sparsity)
+        part = signals[i : i + step].detach().to(work)
+        # With residual 0 only the correlations end a pursuit: a difference of squares ends in rounding.
+        excess = _squares(part) - residual**2 if residual > 0 else torch.full_like(part[:, 0], torch.inf)
+        support[i : i + step], coefficients[i : i + step] = _pursue(
+            correlate(part, atoms), gram, sparsity, excess
+        )
     return OmpResult(support=support, coefficients=coefficients)
 
 
@@ -113,7 +122,7 @@ def check_sparsity(sparsity: int, dictionary: Tensor) -> None:
         )
 
 
-def _correlate(signals: Tensor, atoms: Tensor) -> Tensor:
+def correlate(signals: Tensor, atoms: Tensor) -> Tensor:
     """``signals @ atoms``, term by term: a matrix product may round differently with the number of rows."""
     total = signals[:, :1] * atoms[0]
     for k in range(1, atoms.shape[0]):
@@ -121,8 +130,20 @@ def _correlate(signals: Tensor, atoms: Tensor) -> Tensor:
     return total
 
 
-def _pursue(correlations: Tensor, gram: Tensor, sparsity: int) -> tuple[Tensor, Tensor]:
+def _squares(signals: Tensor) -> Tensor:
+    """Squared norms, term by term."""
+    total = signals[:, 0] * signals[:, 0]
+    for k in range(1, signals.shape[1]):
+        total += signals[:, k] * signals[:, k]
+    return total
+
+
+def _pursue(
+    correlations: Tensor, gram: Tensor, sparsity: int, excess: Tensor
+) -> tuple[Tensor, Tensor]:
     """Pursue from ``correlations`` (n, M) of signals and atoms, which become those of residuals and atoms.
+
+    A pursuit goes on while its ``excess`` (n,), the squared norm of the residual above what may stay, is positive.
 
     Chosen atoms are orthonormalised: ``directions[j]`` (n, M) holds the correlation of the j-th orthonormal
     direction with every atom, so its entry at a new atom is that of the new row of the Cholesky factor of the
@@ -148,7 +169,7 @@ def _pursue(correlations: Tensor, gram: Tensor, sparsity: int) -> tuple[Tensor, 
         for w in row:
             pivot = pivot - w * w
         # Below this is rounding: nothing left to explain, or an atom in the span of the others.
-        active = active & (strongest > 16 * eps * scale) & (pivot > 64 * eps)
+        active = active & (strongest > 16 * eps * scale) & (pivot > 64 * eps) & (excess > 0)
         length = torch.where(active, pivot, torch.ones_like(pivot)).sqrt()
         height = torch.where(active, _at(correlations, best) / length, torch.zeros_like(pivot))
         direction = gram.index_select(0, best)
@@ -156,6 +177,7 @@ def _pursue(correlations: Tensor, gram: Tensor, sparsity: int) -> tuple[Tensor, 
             direction -= w[:, None] * u
         direction /= length[:, None]
         correlations -= height[:, None] * direction
+        excess = excess - height * height
         directions.append(direction)
         chosen.append(best)
         factor.append([*row, length])
