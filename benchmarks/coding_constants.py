@@ -56,7 +56,8 @@ def main() -> None:
             constants = dict(zip(grid, values, strict=True))
             begin = time.perf_counter()
             scores = [
-                psnr(clean, denoise(clean + noise * (s / 255), dictionary, s / 255, **constants)) for s in sigmas
+                psnr(clean, denoise(clean + noise * (s / 255), dictionary, s / 255, **constants))
+                for s in sigmas
             ]
             seconds = (time.perf_counter() - begin) / len(clean) / len(sigmas)
             print(name, constants, " ".join(f"{score:.2f}" for score in scores), f"{seconds:.3f}", flush=True)

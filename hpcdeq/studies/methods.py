@@ -6,8 +6,10 @@ import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -103,7 +105,7 @@ def choose(
     for name in asked:
         if name not in known:
             raise ConfigError(f"--methods: there is no {name!r}; {suggestion(name, known)}")
-    if needing := [key for key in asked if key in _NEED_DICTIONARY and atoms is None]:
+    if needing := [key for key in asked if key in _CODERS and atoms is None]:
         raise ConfigError(
             f"{', '.join(needing)} need a dictionary: give --dictionary FILE (from `hpcdeq dictionary`), or a --model, "
             "which holds one; or name other methods with --methods"
@@ -143,84 +145,77 @@ def _dictionary(path: Path | None, models: Sequence[Path], scenes: Sequence[Scen
 # The paper's tables: what needs no training
 
 
+_CODERS: dict[str, tuple[str, str, Callable[..., Tensor]]] = {
+    "omp": ("batch-OMP", "Rubinstein et al. 2008", sparse.denoise_by_omp),
+    "lasso": ("Lasso", "Tibshirani 1996", sparse.denoise_by_lasso),
+    "sunsal-tv": ("SUnSAL-TV", "Iordache et al. 2012", sparse.denoise_by_sunsal_tv),
+    "fast-tv": ("fast-TV", "Gkillas et al. 2020", sparse.denoise_by_fast_tv),
+}
+
+
 def _classical(atoms: Tensor | None, device: torch.device) -> list[Method]:
-    def row(
-        key: str,
-        title: str,
-        tables: set[int],
-        source: str,
-        denoiser: Callable[[Protocol], Denoise],
-        **identity: Any,
+    """Return the methods of the paper that need no training; without a dictionary the sparse-coding ones cannot be applied."""
+    digest = None if atoms is None else hashlib.sha256(atoms.cpu().numpy().tobytes()).hexdigest()
+
+    def coding(code: Callable[[Tensor, Tensor, float], Tensor], protocol: Protocol) -> Denoise:
+        assert atoms is not None
+        dictionary, block = atoms.to(device), protocol.block or BLOCK
+
+        def denoise(noisy: Floats, sigma: float) -> Floats:
+            def each(blocks: Floats) -> Floats:
+                return _array(code(torch.from_numpy(blocks).to(device), dictionary, sigma))
+
+            return _in_blocks(each, noisy, block, protocol.overlap_of(block))
+
+        return denoise
+
+    def whole(
+        key: str, title: str, source: str, denoise: Callable[[Tensor, float], Tensor], settings: Any
     ) -> Method:
         return Method(
             key=key,
             title=title,
-            tables=frozenset(tables),
+            tables=frozenset({2}),
             source=source,
-            denoiser=denoiser,
-            identity=identity,
+            denoiser=lambda _: (
+                lambda noisy, sigma: _array(denoise(torch.from_numpy(noisy).to(device), sigma))
+            ),
+            identity=asdict(settings),
         )
 
-    def coding(code: Callable[[Tensor, Tensor, float], Tensor]) -> Callable[[Protocol], Denoise]:
-        assert atoms is not None
-        dictionary = atoms.to(device)
-
-        def denoiser(protocol: Protocol) -> Denoise:
-            block = protocol.block or BLOCK
-
-            def on_blocks(blocks: Floats, sigma: float) -> Floats:
-                found = code(torch.from_numpy(blocks).to(device), dictionary, sigma)
-                return found.float().cpu().numpy()
-
-            return lambda noisy, sigma: _in_blocks(
-                lambda blocks: on_blocks(blocks, sigma), noisy, block, protocol.overlap_of(block)
-            )
-
-        return denoiser
-
-    def whole(denoise: Callable[[Tensor, float], Tensor]) -> Callable[[Protocol], Denoise]:
-        return lambda protocol: (
-            lambda noisy, sigma: denoise(torch.from_numpy(noisy).to(device), sigma).float().cpu().numpy()
+    noisy = Method(
+        key="noisy",
+        title="noisy",
+        tables=frozenset({1, 2}),
+        source="",
+        denoiser=lambda _: lambda noisy, sigma: noisy,
+    )
+    coders = [
+        Method(
+            key=key,
+            title=title,
+            tables=frozenset({1}),
+            source=source,
+            denoiser=partial(coding, code),
+            identity={"dictionary": digest, **_constants(code)},
         )
-
-    rows = [row("noisy", "noisy", {1, 2}, "", lambda protocol: lambda noisy, sigma: noisy)]
-    if atoms is not None:
-        digest = hashlib.sha256(atoms.cpu().numpy().tobytes()).hexdigest()
-        rows += [
-            row(
-                "omp",
-                "batch-OMP",
-                {1},
-                "Rubinstein et al. 2008",
-                coding(sparse.omp_denoise),
-                dictionary=digest,
-            ),
-            row("lasso", "Lasso", {1}, "Tibshirani 1996", coding(sparse.lasso_denoise), dictionary=digest),
-            row(
-                "sunsal-tv",
-                "SUnSAL-TV",
-                {1},
-                "Iordache et al. 2012",
-                coding(sparse.sunsal_tv_denoise),
-                dictionary=digest,
-            ),
-            row(
-                "fast-tv",
-                "fast-TV",
-                {1},
-                "Gkillas et al. 2020",
-                coding(sparse.fast_tv_denoise),
-                dictionary=digest,
-            ),
-        ]
+        for key, (title, source, code) in _CODERS.items()
+    ]
     return [
-        *rows,
-        row("tdl", "TDL", {2}, "Peng et al. 2014", whole(peers.tdl), **asdict(peers.TdlSettings())),
-        row("llrt", "LLRT", {2}, "Chang et al. 2017", whole(peers.llrt), **asdict(peers.LlrtSettings())),
+        noisy,
+        *coders,
+        whole("tdl", "TDL", "Peng et al. 2014", peers.tdl, peers.TdlSettings()),
+        whole("llrt", "LLRT", "Chang et al. 2017", peers.llrt, peers.LlrtSettings()),
     ]
 
 
-_NEED_DICTIONARY = ("omp", "lasso", "sunsal-tv", "fast-tv")
+def _constants(code: Callable[..., Tensor]) -> dict[str, Any]:
+    """What a method is told beside blocks, dictionary and sigma."""
+    return {p.name: p.default for p in signature(code).parameters.values() if p.kind is p.KEYWORD_ONLY}
+
+
+def _array(scene: Tensor) -> Floats:
+    return scene.float().cpu().numpy()
 
 
 def _in_blocks(denoise: Callable[[Floats], Floats], noisy: Floats, block: int, overlap: int) -> Floats:
@@ -321,7 +316,7 @@ def _of_image(image: Tensor) -> Floats:
 # Trained models
 
 _PRIORS = {"cnn": "the prior alone", "qrnn3d": "small QRNN3D alone"}
-_NETWORKS = {"hsid_cnn": "HSID-CNN", "memnet": "MemNet", "qrnn3d_full": "QRNN3D"}
+_NETWORKS = {"hsid_cnn": "HSID-CNN", "memnet": "MemNet", "qrnn3d_unet": "QRNN3D"}
 _SOURCES = {
     "HSID-CNN": "Yuan et al. 2019",
     "MemNet": "Tai et al. 2017",

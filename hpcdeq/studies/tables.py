@@ -171,7 +171,10 @@ def as_text(tables: Tables) -> str:
     parts += ["", published.ABOUT]
     for number, printed in published.TABLES.items():
         columns = ["method", *(f"sigma {s:g}: PSNR, SSIM, SAM" for s in published.SIGMAS)]
-        rows_of = [[name, *("  ".join(map(str, at)) for at in values)] for name, values in printed.items()]
+        rows_of = [
+            [name, *(f"{psnr:.2f}  {ssim:.3f}  {sam:.3f}" for psnr, ssim, sam in values)]
+            for name, values in printed.items()
+        ]
         parts += ["", f"{TITLES[number]} (the paper's, ICVL)", text_table(columns, rows_of)]
     seconds = ", ".join(f"{name} {value:.2f}" for name, value in published.SECONDS.items())
     parts += ["", f"{TITLES[3]} of 1300 x 1300 x 31 (the paper's, hardware not named): {seconds}"]

@@ -50,7 +50,7 @@ def test_no_scene_is_left_to_learn_from(six: Archive) -> None:
 
 def test_a_scene_under_another_name_cannot_be_in_two_parts(six: Archive, tmp_path: Path) -> None:
     other = archive_of(tmp_path / "other.zarr", new=7, renamed=2)
-    with pytest.raises(ConfigError, match="1 scenes are in two parts.*b of train is renamed of test"):
+    with pytest.raises(ConfigError, match=r"1 scenes are in two parts.*b of train is renamed of test"):
         split_of({"train": six.scenes(), "test": other.scenes()})
 
 
