@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,6 +23,18 @@ from hpcdeq.cli.denoise import (
     Precision,
     Tolerance,
     settings_of,
+)
+from hpcdeq.cli.tables import (
+    Clean,
+    Dictionary,
+    Methods,
+    Models,
+    ProtocolName,
+    Seeds,
+    Sigmas,
+    SplitFile,
+    StudyDevice,
+    StudyOut,
 )
 
 
@@ -203,6 +216,62 @@ def denoise(
         if wait:
             see_through(request, out, max_parallel)
         result(str(out) if wait else jobs[0].id.partition("_")[0])
+
+
+@submit.command()
+def tables(
+    archive: Clean,
+    out: StudyOut = Path("study"),
+    model: Models = None,
+    sigma: Sigmas = "30,50,70",
+    seed: Seeds = "0",
+    methods: Methods = None,
+    dictionary: Dictionary = None,
+    protocol: ProtocolName = "hpcdeq",
+    split: SplitFile = None,
+    device: StudyDevice = "auto",
+    cluster: _Cluster = Cluster.SLURM,
+    profile: _Profile = None,
+    nodes: _Nodes = None,
+    gpus_per_node: _GpusPerNode = None,
+    tasks_per_node: _TasksPerNode = None,
+    cpus_per_task: _CpusPerTask = None,
+    mem: _Mem = None,
+    time: _Time = None,
+    partition: _Partition = None,
+    account: _Account = None,
+    qos: _Qos = None,
+    constraint: _Constraint = None,
+    job_name: _JobName = None,
+    signal_seconds: _SignalSeconds = None,
+    slurm: _Slurm = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Compute the cells of `hpcdeq tables` and `hpcdeq figures` as jobs, one a node, which share them.
+
+    Those two verbs with the same options then put together what is known, at any time.
+    """
+    asked = _request("tables", locals())
+    from hpcdeq.cli.tables import request_of
+    from hpcdeq.cluster.submission import check_not_queued, run_local, sbatch_text
+    from hpcdeq.console import result, say
+    from hpcdeq.studies.study import Study, study_job, submit_study
+
+    request = request_of(locals())
+    folder = out / "jobs"
+    if dry_run:
+        result(sbatch_text(asked, folder, parallel=asked.nodes).rstrip())
+        return
+    Study(request)  # what cannot work is said here, not in a log
+    if cluster == Cluster.DEBUG:
+        result(study_job(asdict(request), 0, 1))
+    elif cluster == Cluster.LOCAL:
+        result(run_local(asked, folder, study_job, asdict(request), 0, 1))
+    else:
+        check_not_queued(folder)
+        jobs = submit_study(asked, request)
+        say(f"{len(jobs)} jobs are in the queue, from {jobs[0].id} to {jobs[-1].id}; their logs: {folder}")
+        result(jobs[0].id.partition("_")[0])
 
 
 def _request(verb: str, options: dict[str, Any]) -> Any:
