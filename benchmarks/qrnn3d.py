@@ -7,6 +7,7 @@
 QRNN3D is its public network (`qrnn3d()` of its models) on the whole scene at once. hpcdeq is `denoise_array` with DEQ-fast, 20
 iterations (tolerance 0), blocks of 60 without overlap, its prior in float32 and in bfloat16. FastHyDe: as in `fasthyde.py`.
 Random weights, a random scene of 31 bands. Medians of runs taken in turn in one process; ratios to DEQ-fast in float32.
+Said first: how far hpcdeq's own QRNN3D (`model.prior.kind=qrnn3d_unet`) is from the public one with the same weights.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ from measure import seconds_in_turn
 from torch import nn
 
 from hpcdeq.inference import DenoiseSettings, denoise_array
-from hpcdeq.models import ModelSettings, SparseDenoiser
+from hpcdeq.models import ModelSettings, Qrnn3dUnetSettings, SparseDenoiser
+from hpcdeq.models.qrnn3d_unet import Qrnn3dUnet
 from hpcdeq.solvers import Anderson
 
 _BANDS, _ATOMS = 31, 512
@@ -39,6 +41,21 @@ def qrnn3d(code: Path) -> nn.Module:
     sys.modules["models"] = package
     network: nn.Module = importlib.import_module("models.qrnn").QRNNREDC3D(1, 16, 5, [1, 3], has_ad=True)
     return network.eval()
+
+
+@torch.no_grad()
+def difference(code: Path, training: bool) -> float:
+    """Largest difference of our network's output to the public one's, with the same weights, in double precision."""
+    public = qrnn3d(code).double().train(training)
+    ours = Qrnn3dUnet(Qrnn3dUnetSettings(kind="qrnn3d_unet")).double().train(training)
+    theirs = [m for m in public.modules() if isinstance(m, nn.Conv3d | nn.ConvTranspose3d)]
+    for layer, given in zip(ours.layers(), theirs, strict=True):
+        turned = isinstance(given, nn.ConvTranspose3d)
+        layer.weight.copy_(given.weight.transpose(0, 1).flip(2, 3, 4) if turned else given.weight)
+        if layer.bias is not None:
+            layer.bias.copy_(given.bias)
+    cube = torch.rand(2, _BANDS, 24, 20, dtype=torch.float64)
+    return (ours(cube) - public(cube[:, None])[:, 0]).abs().max().item()
 
 
 def new_model() -> SparseDenoiser:
@@ -84,6 +101,8 @@ def main() -> None:
         denoiser = hyde.FastHyDe()
         contestants["FastHyDe"] = lambda: denoiser(image, noise_type="additive", iid=True, k_subspace=10)
 
+    for mode, training in (("evaluation", False), ("training", True)):
+        print(f"our QRNN3D and the public one differ by {difference(arguments.code, training):.0e} in {mode}")
     seconds = seconds_in_turn(contestants, arguments.repeats)
     print(f"a scene of {arguments.size} x {arguments.size} x {_BANDS}, {torch.get_num_threads()} threads")
     print(f"parameters: {_OURS} {parameters(model):,}, QRNN3D {parameters(network):,}")

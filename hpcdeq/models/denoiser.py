@@ -183,8 +183,9 @@ class SparseDenoiser(nn.Module):
 
     @property
     def parameter_count(self) -> int:
-        """Learnt numbers: the prior's, the scalars, and the dictionary's if it is learnt (Figure 8 of the paper)."""
-        return sum(p.numel() for p in self.parameters())
+        """Learnt numbers: the prior's, those of a map, and the dictionary's if it is learnt (Figure 8 of the paper)."""
+        learnt = self.prior if self.settings.map == "prior" else self
+        return sum(p.numel() for p in learnt.parameters())
 
     @property
     def code_count(self) -> int:
