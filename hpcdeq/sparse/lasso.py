@@ -90,7 +90,9 @@ def lasso(
         row = torch.arange(i, min(i + step, n), device=device)
         for count in range(iterations + 1):
             distance = work.gap()
-            done = (distance <= tolerance) if count < iterations else torch.ones_like(distance, dtype=torch.bool)
+            done = (
+                (distance <= tolerance) if count < iterations else torch.ones_like(distance, dtype=torch.bool)
+            )
             if bool(done.any()):
                 left = done.nonzero().flatten()
                 at = row[left]
@@ -125,7 +127,16 @@ class _ActiveSets:
 
     def take(self, keep: Tensor) -> None:
         """Keep some signals."""
-        for name in ("_signals", "_energy", "_chosen", "_sign", "_value", "_settled", "_residual", "_correlations"):
+        for name in (
+            "_signals",
+            "_energy",
+            "_chosen",
+            "_sign",
+            "_value",
+            "_settled",
+            "_residual",
+            "_correlations",
+        ):
             setattr(self, name, getattr(self, name).index_select(0, keep))
 
     def write(self, which: Tensor, out: Tensor, at: Tensor) -> None:
@@ -136,7 +147,7 @@ class _ActiveSets:
     def gap(self) -> Tensor:
         """Duality gaps, relative to 1/2 ||y||^2."""
         strongest = self._correlations.abs().amax(dim=1).double()
-        scale = (self._penalty / strongest.clamp_min(self._penalty))
+        scale = self._penalty / strongest.clamp_min(self._penalty)
         left = self._residual.square().sum(dim=1)
         norm = torch.zeros_like(left)
         for j in range(self._value.shape[1]):

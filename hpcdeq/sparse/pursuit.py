@@ -49,8 +49,8 @@ def batch_omp(signals: Tensor, dictionary: Tensor, sparsity: int, *, residual: f
     Raises
     ------
     ValueError
-        If shapes, devices or sparsity do not fit, ``residual`` is negative, an atom is not of unit norm (within 1e-3), or a signal is
-        not finite.
+        If shapes, devices or sparsity do not fit, ``residual`` is negative, an atom is not of unit norm (within 1e-3),
+        or a signal is not finite.
 
     References
     ----------
@@ -138,9 +138,7 @@ def _squares(signals: Tensor) -> Tensor:
     return total
 
 
-def _pursue(
-    correlations: Tensor, gram: Tensor, sparsity: int, excess: Tensor
-) -> tuple[Tensor, Tensor]:
+def _pursue(correlations: Tensor, gram: Tensor, sparsity: int, excess: Tensor) -> tuple[Tensor, Tensor]:
     """Pursue from ``correlations`` (n, M) of signals and atoms, which become those of residuals and atoms.
 
     A pursuit goes on while its ``excess`` (n,), the squared norm of the residual above what may stay, is positive.

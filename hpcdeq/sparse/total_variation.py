@@ -65,16 +65,15 @@ def check_blocks(blocks: Tensor, dictionary: Tensor) -> None:
 
 def solve_blocks(
     blocks: Tensor,
-    atoms: list[Tensor],
+    atoms: Tensor,
     tv_penalty: float,
     l1_penalty: float | None,
     tolerance: float,
     iterations: int,
 ) -> TvResult:
-    """Run `solve_block` on blocks (block, band, y, x), each with its own atoms (band, m), one after another."""
+    """Run `solve_block` on blocks (block, band, y, x), each with its own atoms (block, band, m), one after another."""
     work = torch.promote_types(blocks.dtype, torch.float32)
-    m = atoms[0].shape[1] if atoms else 0
-    coefficients = torch.empty(len(blocks), m, *blocks.shape[2:], dtype=blocks.dtype, device=blocks.device)
+    coefficients = blocks.new_empty(len(blocks), atoms.shape[2], *blocks.shape[2:])
     primal, dual = torch.zeros(2, len(blocks), dtype=torch.float64)
     count = torch.zeros(len(blocks), dtype=torch.int64)
     for i, block in enumerate(blocks):
@@ -104,9 +103,9 @@ def solve_block(
 
     Copies V of ``K X``, the differences of X and, with ``l1_penalty``, X itself, bear the penalties. The other half of an
     iteration is one linear system, ``(A^T A + rho K^T K) X = A^T Y + rho K^T (V - U)``. K^T K is diagonal in the basis
-    of the discrete cosine transform (its Laplacian has Neumann boundary), A^T A in that of A's right singular vectors, of which there
-    are no more than bands (Woodbury's identity does the rest): the system is solved exactly for any rho, which
-    may change to balance the residuals.
+    of the discrete cosine transform (its Laplacian has Neumann boundary), A^T A in that of A's right singular vectors, of
+    which there are no more than bands (Woodbury's identity does the rest): the system is solved exactly, for any
+    rho, which may change to balance the residuals.
 
     Parameters
     ----------
@@ -221,10 +220,7 @@ class _Copies:
 def _adjoint(parts: list[Tensor]) -> Tensor:
     """K^T of (down, across), or of (down, across, itself), which is overwritten."""
     down, across, *itself = parts
-    if itself:
-        images = itself[0]
-    else:
-        images = down.new_zeros(len(down), down.shape[1] + 1, down.shape[2])
+    images = itself[0] if itself else down.new_zeros(len(down), down.shape[1] + 1, down.shape[2])
     images[:, 1:] += down
     images[:, :-1] -= down
     images[:, :, 1:] += across
