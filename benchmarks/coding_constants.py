@@ -2,7 +2,7 @@
 
     python benchmarks/coding_constants.py TRAIN.zarr --dictionary D [--methods omp,lasso] [--blocks 12] [--sigma 30,50,70]
 
-Run it on training scenes, never on those that are scored. D is a dictionary file or the folder of a model, whose dictionary is taken.
+Run it on training scenes, never on those that are scored. D is a dictionary file or a model's folder, whose dictionary is taken.
 Blocks of 60 at random places, scene after scene; noise and places from seed 0. Prints PSNR (dB, mean over bands and blocks)
 at each sigma, and seconds a block.
 """
@@ -28,8 +28,8 @@ _BLOCK = 60
 _GRIDS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[float, ...]]]] = {
     "omp": (denoise_by_omp, {"residual": (1.0, 1.2, 1.3, 1.4, 1.5, 1.7)}),
     "lasso": (denoise_by_lasso, {"penalty": (1.0, 1.5, 2.0, 2.5, 3.0)}),
-    "fast_tv": (denoise_by_fast_tv, {"atoms": (4, 8, 12), "tv_penalty": (1.0, 1.2, 1.4, 1.7)}),
-    "sunsal_tv": (denoise_by_sunsal_tv, {"l1_penalty": (0.1, 0.3, 1.0), "tv_penalty": (0.8, 1.2)}),
+    "fast_tv": (denoise_by_fast_tv, {"atoms": (4, 8, 12, 16), "tv_penalty": (1.2, 1.4, 1.7)}),
+    "sunsal_tv": (denoise_by_sunsal_tv, {"l1_penalty": (0.03, 0.1), "tv_penalty": (0.8, 1.0, 1.2)}),
 }
 
 

@@ -63,7 +63,8 @@ def denoise_by_omp(blocks: Tensor, dictionary: Tensor, sigma: float, *, residual
         out = torch.zeros_like(spectra)
         for support, weights in zip(codes.support.T, codes.coefficients.T, strict=True):
             out += weights[:, None] * dictionary.T[support]
-        return out.T.unflatten(1, block.shape[1:])
+        denoised: Tensor = out.T.unflatten(1, block.shape[1:])
+        return denoised
 
     return _each(blocks, denoise)
 
@@ -103,7 +104,7 @@ def denoise_by_sunsal_tv(
 
 
 def denoise_by_fast_tv(
-    blocks: Tensor, dictionary: Tensor, sigma: float, *, atoms: int = 8, tv_penalty: float = 1.2
+    blocks: Tensor, dictionary: Tensor, sigma: float, *, atoms: int = 16, tv_penalty: float = 1.3
 ) -> Tensor:
     """Code blocks by `fast_tv` over ``atoms`` atoms of their mean spectrum, with a penalty of ``tv_penalty sigma``; else as
     `denoise_by_omp`.
@@ -140,4 +141,5 @@ def _spectra(block: Tensor) -> Tensor:
 
 
 def _combine(atoms: Tensor, codes: Tensor) -> Tensor:
-    return (atoms.to(codes.dtype) @ codes.flatten(1)).unflatten(1, codes.shape[1:])
+    combined: Tensor = (atoms.to(codes.dtype) @ codes.flatten(1)).unflatten(1, codes.shape[1:])
+    return combined
