@@ -90,14 +90,12 @@ def lasso(
         row = torch.arange(i, min(i + step, n), device=device)
         for count in range(iterations + 1):
             distance = work.gap()
-            done = (
-                (distance <= tolerance) if count < iterations else torch.ones_like(distance, dtype=torch.bool)
-            )
+            done = (distance <= tolerance) | (count == iterations)
             if bool(done.any()):
-                left = done.nonzero().flatten()
-                at = row[left]
-                gap[at], used[at] = distance[left], count
-                work.write(left, coefficients, at)
+                leaving = done.nonzero().flatten()
+                at = row[leaving]
+                gap[at], used[at] = distance[leaving], count
+                work.write(leaving, coefficients, at)
                 stay = (~done).nonzero().flatten()
                 if len(stay) == 0:
                     break
@@ -114,6 +112,8 @@ class _ActiveSets:
     the other signals of the chunk, and must not change a signal's bytes.
     """
 
+    _OF_SIGNALS = "_signals _energy _chosen _sign _value _settled _residual _correlations".split()
+
     def __init__(self, signals: Tensor, atoms: Tensor, gram: Tensor, penalty: float) -> None:
         self._atoms, self._gram, self._penalty = atoms, gram, penalty
         self._rows = atoms.T.double().contiguous()
@@ -127,16 +127,7 @@ class _ActiveSets:
 
     def take(self, keep: Tensor) -> None:
         """Keep some signals."""
-        for name in (
-            "_signals",
-            "_energy",
-            "_chosen",
-            "_sign",
-            "_value",
-            "_settled",
-            "_residual",
-            "_correlations",
-        ):
+        for name in self._OF_SIGNALS:
             setattr(self, name, getattr(self, name).index_select(0, keep))
 
     def write(self, which: Tensor, out: Tensor, at: Tensor) -> None:
@@ -197,8 +188,7 @@ class _ActiveSets:
         size = held.shape[1]
         rhs = torch.zeros_like(self._value)
         for j in range(size):
-            column = (self._rows.index_select(0, self._chosen[:, j]) * self._residual).sum(dim=1)
-            rhs[:, j] = column
+            rhs[:, j] = (self._rows.index_select(0, self._chosen[:, j]) * self._residual).sum(dim=1)
         rhs = torch.where(held, rhs - self._penalty * self._sign, 0.0)
         system = self._gram[self._chosen[:, :, None], self._chosen[:, None, :]]
         system = torch.where(held[:, :, None] & held[:, None, :], system, 0.0)
