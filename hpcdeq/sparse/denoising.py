@@ -88,8 +88,8 @@ def denoise_by_sunsal_tv(
     dictionary: Tensor,
     sigma: float,
     *,
-    l1_penalty: float = 0.3,
-    tv_penalty: float = 1.0,
+    l1_penalty: float = 0.1,
+    tv_penalty: float = 0.8,
 ) -> Tensor:
     """Code blocks by `sunsal_tv`, with penalties of ``l1_penalty sigma`` and ``tv_penalty sigma``; else as `denoise_by_omp`."""
     _check(blocks, dictionary, sigma)

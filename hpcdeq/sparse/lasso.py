@@ -112,8 +112,6 @@ class _ActiveSets:
     the other signals of the chunk, and must not change a signal's bytes.
     """
 
-    _OF_SIGNALS = "_signals _energy _chosen _sign _value _settled _residual _correlations".split()
-
     def __init__(self, signals: Tensor, atoms: Tensor, gram: Tensor, penalty: float) -> None:
         self._atoms, self._gram, self._penalty = atoms, gram, penalty
         self._rows = atoms.T.double().contiguous()
@@ -127,8 +125,11 @@ class _ActiveSets:
 
     def take(self, keep: Tensor) -> None:
         """Keep some signals."""
-        for name in self._OF_SIGNALS:
-            setattr(self, name, getattr(self, name).index_select(0, keep))
+        self._signals, self._residual, self._energy, self._settled = (
+            x[keep] for x in (self._signals, self._residual, self._energy, self._settled)
+        )
+        self._chosen, self._sign, self._value = (x[keep] for x in (self._chosen, self._sign, self._value))
+        self._correlations = self._correlations[keep]
 
     def write(self, which: Tensor, out: Tensor, at: Tensor) -> None:
         """Add the coefficients of some signals to rows ``at`` of ``out``, which are 0."""

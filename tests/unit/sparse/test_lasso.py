@@ -59,7 +59,7 @@ def test_the_gap_of_a_solution_in_32_bits_is_true_to_its_tolerance() -> None:
 def test_equals_scikit_learn(penalty: float) -> None:
     atoms, signals = unit_atoms(31, 128), spectra(20, 31)
     result = lasso(signals, atoms, penalty, tolerance=1e-13)
-    solver = Lasso(alpha=penalty / 31, fit_intercept=False, tol=1e-14, max_iter=1_000_000)
+    solver = Lasso(alpha=penalty / 31, fit_intercept=False, tol=1e-12, max_iter=1_000_000)
     for y, g in zip(signals.numpy(), result.coefficients.numpy(), strict=True):
         expected = solver.fit(atoms.numpy(), y).coef_
         assert abs(g - expected).max() < 1e-6
@@ -93,10 +93,10 @@ def test_from_the_largest_correlation_on_the_solution_is_zero() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_bytes_do_not_depend_on_the_batch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    atoms, signals = unit_atoms(31, 128, 2.0).to(dtype), spectra(261, 31, dtype)
+    atoms, signals = unit_atoms(31, 128, 2.0).to(dtype), spectra(141, 31, dtype)
     whole = lasso(signals, atoms, 0.3)
     assert len(set(whole.iterations.tolist())) > 3, "signals must leave at different times"
-    for batch in (1, 7, 128):
+    for batch in (1, 7, 64):
         parts = [lasso(part, atoms, 0.3) for part in signals.split(batch)[:4]]
         n = sum(len(part.gap) for part in parts)
         for field in ("coefficients", "gap", "iterations"):
