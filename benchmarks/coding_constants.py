@@ -28,7 +28,7 @@ _BLOCK = 60
 _GRIDS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[float, ...]]]] = {
     "omp": (denoise_by_omp, {"residual": (1.0, 1.2, 1.3, 1.4, 1.5, 1.7)}),
     "lasso": (denoise_by_lasso, {"penalty": (1.0, 1.5, 2.0, 2.5, 3.0)}),
-    "fast_tv": (denoise_by_fast_tv, {"atoms": (4, 8, 12, 16), "tv_penalty": (1.2, 1.4, 1.7)}),
+    "fast_tv": (denoise_by_fast_tv, {"atoms": (4, 8, 12, 16), "tv_penalty": (1.0, 1.3, 1.6)}),
     "sunsal_tv": (denoise_by_sunsal_tv, {"l1_penalty": (0.03, 0.1, 0.3), "tv_penalty": (0.6, 0.8, 1.0, 1.2)}),
 }
 

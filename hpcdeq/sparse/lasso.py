@@ -121,7 +121,7 @@ class _ActiveSets:
         self._sign = torch.zeros(len(signals), 0, dtype=torch.float64, device=signals.device)
         self._value = torch.zeros_like(self._sign)
         self._settled = torch.ones(len(signals), dtype=torch.bool, device=signals.device)
-        self._look()
+        self._residual, self._correlations = self._look()
 
     def take(self, keep: Tensor) -> None:
         """Keep some signals."""
@@ -162,7 +162,7 @@ class _ActiveSets:
         leaves = crosses & (share <= first)
         self._value.masked_fill_(leaves, 0)
         self._sign.masked_fill_(leaves, 0)
-        self._look()
+        self._residual, self._correlations = self._look()
 
     def _join(self) -> None:
         held = self._sign != 0
@@ -204,9 +204,9 @@ class _ActiveSets:
             rhs[:, :j] -= system[:, j, :j] * rhs[:, j, None]
         return rhs
 
-    def _look(self) -> None:
+    def _look(self) -> tuple[Tensor, Tensor]:
         """Residuals, and their correlations with all atoms."""
-        self._residual = self._signals.clone()
+        residual = self._signals.clone()
         for j in range(self._value.shape[1]):
-            self._residual -= self._value[:, j, None] * self._rows.index_select(0, self._chosen[:, j])
-        self._correlations = correlate(self._residual.to(self._atoms.dtype), self._atoms)
+            residual -= self._value[:, j, None] * self._rows.index_select(0, self._chosen[:, j])
+        return residual, correlate(residual.to(self._atoms.dtype), self._atoms)

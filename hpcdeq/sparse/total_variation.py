@@ -31,8 +31,8 @@ class TvResult:
     primal: Tensor
     """(block,) float64: ``||K X - V|| / ||X||`` when the block stopped: by how much ADMM's copies V differ from what they copy."""
     dual: Tensor
-    """(block,) float64: ``||A^T (A X - Y) + rho K^T U|| / ||A^T Y||`` when the block stopped: how far from 0 the gradient still is, where
-    rho U is a subgradient of the penalties at V."""
+    """(block,) float64: ``||A^T (A X - Y) + rho K^T U|| / ||A^T Y||`` when the block stopped: how far from 0 the gradient
+    still is, where rho U is a subgradient of the penalties at V."""
     iterations: Tensor
     """(block,) int64."""
     converged: Tensor
