@@ -9,7 +9,7 @@ learnt by K-SVD, of those that `benchmarks/coding_constants.py` tries. PSNR (dB)
 | noisy | 18.59 | 14.16 | 11.23 | |
 | batch-OMP, residual of 1.4 sigma sqrt(bands) | 29.53 | 25.05 | 22.69 | 0.07 |
 | Lasso, 2.5 sigma | 29.18 | 26.09 | 24.20 | 0.2 |
-| fast-TV, 16 atoms, 1.3 sigma | 38.90 | 37.01 | 35.79 | 0.03 |
+| fast-TV, 16 atoms, 1.3 sigma | 38.90 | 37.01 | 35.79 | 0.05 |
 | SUnSAL-TV, 0.1 sigma and 0.8 sigma | 39.73 | 37.19 | 35.40 | 2.2 |
 
 batch-OMP with one atom for each spectrum gives 27.3, 23.0 and 20.0 dB on such blocks: it is better told how large noise is.
