@@ -1,9 +1,10 @@
-"""Which constants the classical coders of `hpcdeq.sparse` denoise best with: run it on training scenes, never on those that are scored.
+"""Which constants the classical coders of `hpcdeq.sparse` denoise best with.
 
-    python benchmarks/coding_constants.py TRAIN.zarr --dictionary D [--methods omp,lasso,fast_tv,sunsal_tv] [--blocks 12] [--sigma 30,50,70]
+    python benchmarks/coding_constants.py TRAIN.zarr --dictionary D [--methods omp,lasso] [--blocks 12] [--sigma 30,50,70]
 
-D is a dictionary file or a model's folder, whose dictionary is taken. Blocks of 60 at random places, the same number in every scene as far as
-that goes; noise and places from seed 0. Prints PSNR (dB, mean over bands and blocks) at each sigma and seconds a block.
+Run it on training scenes, never on those that are scored. D is a dictionary file or a model's folder, whose dictionary is taken.
+Blocks of 60 at random places, scene after scene; noise and places from seed 0. Prints PSNR (dB, mean over bands and blocks)
+at each sigma, and seconds a block.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ _BLOCK = 60
 _GRIDS: dict[str, tuple[Callable[..., Tensor], dict[str, tuple[float, ...]]]] = {
     "omp": (denoise_by_omp, {"residual": (1.0, 1.2, 1.3, 1.4, 1.5, 1.7)}),
     "lasso": (denoise_by_lasso, {"penalty": (1.0, 1.5, 2.0, 2.5, 3.0)}),
-    "fast_tv": (denoise_by_fast_tv, {"atoms": (2, 3, 4, 6, 8), "tv_penalty": (0.5, 0.7, 1.0, 1.4)}),
-    "sunsal_tv": (denoise_by_sunsal_tv, {"l1_penalty": (0.03, 0.1, 0.3), "tv_penalty": (0.3, 0.5, 0.7, 1.0)}),
+    "fast_tv": (denoise_by_fast_tv, {"atoms": (4, 8, 12, 16), "tv_penalty": (1.0, 1.3, 1.6)}),
+    "sunsal_tv": (denoise_by_sunsal_tv, {"l1_penalty": (0.03, 0.1, 0.3), "tv_penalty": (0.6, 0.8, 1.0, 1.2)}),
 }
 
 

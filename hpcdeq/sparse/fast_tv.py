@@ -46,8 +46,8 @@ def fast_tv(
 ) -> TvResult:
     """Minimise ``1/2 ||D_S G - Y||_F^2 + tv_penalty TV(G)`` for every block Y, with D_S the block's own atoms.
 
-    TV and its boundary are those of `sunsal_tv`, and so are the solver and what is said there of batches; memory beyond the result is that
-    of one block. The original finds the support by `centroid_support`; any other will do.
+    TV and its boundary are those of `sunsal_tv`, and so are the solver and what is said there of batches; memory beyond
+    the result is that of one block. The original finds the support by `centroid_support`; any other will do.
 
     Parameters
     ----------
@@ -84,5 +84,5 @@ def fast_tv(
         )
     if support.is_floating_point() or bool(((support < 0) | (support >= atoms)).any()):
         raise ValueError(f"support must hold integers from 0 to {atoms - 1}, the atoms of the dictionary")
-    chosen = [dictionary[:, atoms] for atoms in support.to(dictionary.device)]
+    chosen = dictionary.T[support.to(dictionary.device)].transpose(1, 2)
     return solve_blocks(blocks, chosen, tv_penalty, None, tolerance, iterations)

@@ -90,14 +90,18 @@ def lasso(
         row = torch.arange(i, min(i + step, n), device=device)
         for count in range(iterations + 1):
             distance = work.gap()
+<<<<<<< HEAD
             done = (
                 (distance <= tolerance) if count < iterations else torch.ones_like(distance, dtype=torch.bool)
             )
+=======
+            done = (distance <= tolerance) | (count == iterations)
+>>>>>>> eval-sparse
             if bool(done.any()):
-                left = done.nonzero().flatten()
-                at = row[left]
-                gap[at], used[at] = distance[left], count
-                work.write(left, coefficients, at)
+                leaving = done.nonzero().flatten()
+                at = row[leaving]
+                gap[at], used[at] = distance[leaving], count
+                work.write(leaving, coefficients, at)
                 stay = (~done).nonzero().flatten()
                 if len(stay) == 0:
                     break
@@ -123,10 +127,11 @@ class _ActiveSets:
         self._sign = torch.zeros(len(signals), 0, dtype=torch.float64, device=signals.device)
         self._value = torch.zeros_like(self._sign)
         self._settled = torch.ones(len(signals), dtype=torch.bool, device=signals.device)
-        self._look()
+        self._residual, self._correlations = self._look()
 
     def take(self, keep: Tensor) -> None:
         """Keep some signals."""
+<<<<<<< HEAD
         for name in (
             "_signals",
             "_energy",
@@ -138,6 +143,13 @@ class _ActiveSets:
             "_correlations",
         ):
             setattr(self, name, getattr(self, name).index_select(0, keep))
+=======
+        self._signals, self._residual, self._energy, self._settled = (
+            x[keep] for x in (self._signals, self._residual, self._energy, self._settled)
+        )
+        self._chosen, self._sign, self._value = (x[keep] for x in (self._chosen, self._sign, self._value))
+        self._correlations = self._correlations[keep]
+>>>>>>> eval-sparse
 
     def write(self, which: Tensor, out: Tensor, at: Tensor) -> None:
         """Add the coefficients of some signals to rows ``at`` of ``out``, which are 0."""
@@ -170,7 +182,7 @@ class _ActiveSets:
         leaves = crosses & (share <= first)
         self._value.masked_fill_(leaves, 0)
         self._sign.masked_fill_(leaves, 0)
-        self._look()
+        self._residual, self._correlations = self._look()
 
     def _join(self) -> None:
         held = self._sign != 0
@@ -197,8 +209,7 @@ class _ActiveSets:
         size = held.shape[1]
         rhs = torch.zeros_like(self._value)
         for j in range(size):
-            column = (self._rows.index_select(0, self._chosen[:, j]) * self._residual).sum(dim=1)
-            rhs[:, j] = column
+            rhs[:, j] = (self._rows.index_select(0, self._chosen[:, j]) * self._residual).sum(dim=1)
         rhs = torch.where(held, rhs - self._penalty * self._sign, 0.0)
         system = self._gram[self._chosen[:, :, None], self._chosen[:, None, :]]
         system = torch.where(held[:, :, None] & held[:, None, :], system, 0.0)
@@ -213,9 +224,9 @@ class _ActiveSets:
             rhs[:, :j] -= system[:, j, :j] * rhs[:, j, None]
         return rhs
 
-    def _look(self) -> None:
+    def _look(self) -> tuple[Tensor, Tensor]:
         """Residuals, and their correlations with all atoms."""
-        self._residual = self._signals.clone()
+        residual = self._signals.clone()
         for j in range(self._value.shape[1]):
-            self._residual -= self._value[:, j, None] * self._rows.index_select(0, self._chosen[:, j])
-        self._correlations = correlate(self._residual.to(self._atoms.dtype), self._atoms)
+            residual -= self._value[:, j, None] * self._rows.index_select(0, self._chosen[:, j])
+        return residual, correlate(residual.to(self._atoms.dtype), self._atoms)

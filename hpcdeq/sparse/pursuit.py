@@ -49,8 +49,8 @@ def batch_omp(signals: Tensor, dictionary: Tensor, sparsity: int, *, residual: f
     Raises
     ------
     ValueError
-        If shapes, devices or sparsity do not fit, ``residual`` is negative, an atom is not of unit norm (within 1e-3), or a signal is
-        not finite.
+        If shapes, devices or sparsity do not fit, ``residual`` is negative, an atom is not of unit norm (within 1e-3),
+        or a signal is not finite.
 
     References
     ----------

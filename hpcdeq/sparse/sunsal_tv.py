@@ -21,12 +21,12 @@ def sunsal_tv(
 
     TV is anisotropic: the absolute differences of pixels that are neighbours down or across, summed over the images of all
     coefficients. Nothing is taken across a block's border (Neumann boundary), where the cyclic differences of the original
-    would join pixels that have nothing to do with each other. Coefficients may be negative: those of unmixing are abundances and may
-    not, those of a learnt dictionary are not.
+    would join pixels that have nothing to do with each other. Coefficients may be negative: the original's are abundances of
+    materials, those of a learnt dictionary are not.
 
-    ADMM as in `hpcdeq.sparse.total_variation.solve_block`, which has two copies where the original has four. Blocks are solved one after
-    another, so that a block has the same bytes in any batch, on a CPU, and memory beyond the result is that of one
-    block: about 8 times its coefficients.
+    ADMM as in `hpcdeq.sparse.total_variation.solve_block`, with two copies where the original has four. Blocks are solved one
+    after another, so that a block has the same bytes in any batch, on a CPU, and memory beyond the result is that
+    of one block: about 8 times its coefficients.
 
     Parameters
     ----------
@@ -55,4 +55,5 @@ def sunsal_tv(
     check_penalty("l1_penalty", l1_penalty)
     check_penalty("tv_penalty", tv_penalty)
     check_stopping(tolerance, iterations)
-    return solve_blocks(blocks, [dictionary] * len(blocks), tv_penalty, l1_penalty, tolerance, iterations)
+    atoms = dictionary.expand(len(blocks), -1, -1)
+    return solve_blocks(blocks, atoms, tv_penalty, l1_penalty, tolerance, iterations)

@@ -24,14 +24,15 @@ _TINY = 1e-12
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TvResult:
-    """Coefficient images of many blocks, and how far each block's iterations came."""
+    """Coefficient images of many blocks, and how far each block's iterations came (on the CPU)."""
 
     coefficients: Tensor
     """(block, atom, y, x), of the blocks' dtype."""
     primal: Tensor
     """(block,) float64: ``||K X - V|| / ||X||`` when the block stopped: by how much ADMM's copies V differ from what they copy."""
     dual: Tensor
-    """(block,) float64: ``||rho K^T (V - V_before)|| / ||A^T Y||``: what is left of the gradient, relative to that at X = 0."""
+    """(block,) float64: ``||A^T (A X - Y) + rho K^T U|| / ||A^T Y||`` when the block stopped: how far from 0 the gradient
+    still is, where rho U is a subgradient of the penalties at V."""
     iterations: Tensor
     """(block,) int64."""
     converged: Tensor
@@ -65,16 +66,15 @@ def check_blocks(blocks: Tensor, dictionary: Tensor) -> None:
 
 def solve_blocks(
     blocks: Tensor,
-    atoms: list[Tensor],
+    atoms: Tensor,
     tv_penalty: float,
     l1_penalty: float | None,
     tolerance: float,
     iterations: int,
 ) -> TvResult:
-    """Run `solve_block` on blocks (block, band, y, x), each with its own atoms (band, m), one after another."""
+    """Run `solve_block` on blocks (block, band, y, x), each with its own atoms (block, band, m), one after another."""
     work = torch.promote_types(blocks.dtype, torch.float32)
-    m = atoms[0].shape[1] if atoms else 0
-    coefficients = torch.empty(len(blocks), m, *blocks.shape[2:], dtype=blocks.dtype, device=blocks.device)
+    coefficients = blocks.new_empty(len(blocks), atoms.shape[2], *blocks.shape[2:])
     primal, dual = torch.zeros(2, len(blocks), dtype=torch.float64)
     count = torch.zeros(len(blocks), dtype=torch.int64)
     for i, block in enumerate(blocks):
@@ -104,9 +104,9 @@ def solve_block(
 
     Copies V of ``K X``, the differences of X and, with ``l1_penalty``, X itself, bear the penalties. The other half of an
     iteration is one linear system, ``(A^T A + rho K^T K) X = A^T Y + rho K^T (V - U)``. K^T K is diagonal in the basis
-    of the discrete cosine transform (its Laplacian has Neumann boundary), A^T A in that of A's right singular vectors, of which there
-    are no more than bands (Woodbury's identity does the rest): the system is solved exactly for any rho, which
-    may change to balance the residuals.
+    of the discrete cosine transform (its Laplacian has Neumann boundary), A^T A in that of A's right singular vectors, of
+    which there are no more than bands (Woodbury's identity does the rest): the system is solved exactly, for any
+    rho, which may change to balance the residuals.
 
     Parameters
     ----------
@@ -164,11 +164,12 @@ def solve_block(
                 images += pulls[chunk] / stiffness
             images = _transform(images, (bases[0].T, bases[1].T))
             squares += copy.push(images, tv_penalty / rho, (l1_penalty or 0.0) / rho, looking)
-            x[chunk] = images
+            if looking:
+                x[chunk] = images
         if not looking:
             continue
-        size, apart, moved = squares.sqrt().tolist()
-        primal, dual = _ratio(apart, size), _ratio(rho * moved, slope)
+        size, apart, gradient = squares.sqrt().tolist()
+        primal, dual = _ratio(apart, size), _ratio(rho * gradient, slope)
         if max(primal, dual) <= tolerance:
             break
         if iteration <= _LAST_CHANGE:
@@ -194,10 +195,10 @@ class _Copies:
         return _adjoint([v - u for v, u in zip(self._copies, self._multipliers, strict=True)])
 
     def push(self, images: Tensor, tv: float, l1: float, looking: bool) -> Tensor:
-        """Update V and U from X; return the squares ``||X||^2, ||K X - V||^2, ||K^T (V - V_before)||^2`` when looking."""
+        """Update V and U from X; when looking, return the squares of the norms of ``X``, ``K X - V`` and the gradient over rho."""
         targets = [*differences(images), images][: len(self._copies)]
         squares = torch.zeros(3, dtype=torch.float64, device=images.device)
-        moves = []
+        left = []
         for i, (target, threshold) in enumerate(zip(targets, (tv, tv, l1), strict=False)):
             copy, multiplier = self._copies[i], self._multipliers[i]
             new = torch.lerp(copy, target, _RELAXATION)
@@ -206,11 +207,14 @@ class _Copies:
             new -= multiplier
             self._copies[i] = new
             if looking:
-                squares[1] += _square(target - new)
-                moves.append(copy.sub_(new))
+                apart = target - new
+                squares[1] += _square(apart)
+                # What A^T (A X - Y) + rho K^T U comes to once the linear system is put in for its first part.
+                copy -= new
+                left.append(copy.mul_(2 - _RELAXATION).add_(apart, alpha=_RELAXATION - 1))
         if looking:
             squares[0] = _square(images)
-            squares[2] = _square(_adjoint(moves))
+            squares[2] = _square(_adjoint(left))
         return squares
 
     def rescale(self, factor: float) -> None:
@@ -221,10 +225,7 @@ class _Copies:
 def _adjoint(parts: list[Tensor]) -> Tensor:
     """K^T of (down, across), or of (down, across, itself), which is overwritten."""
     down, across, *itself = parts
-    if itself:
-        images = itself[0]
-    else:
-        images = down.new_zeros(len(down), down.shape[1] + 1, down.shape[2])
+    images = itself[0] if itself else down.new_zeros(len(down), down.shape[1] + 1, down.shape[2])
     images[:, 1:] += down
     images[:, :-1] -= down
     images[:, :, 1:] += across
@@ -237,12 +238,14 @@ def _ratio(part: float, whole: float) -> float:
 
 
 def _square(values: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(values).double().square()
+    squared: Tensor = torch.linalg.vector_norm(values).double().square()
+    return squared
 
 
 def _product(matrix: Tensor, images: Tensor) -> Tensor:
     """Mix images (m, y, x) by a matrix (k, m)."""
-    return (matrix @ images.flatten(1)).unflatten(1, images.shape[1:])
+    mixed: Tensor = (matrix @ images.flatten(1)).unflatten(1, images.shape[1:])
+    return mixed
 
 
 def _transform(images: Tensor, bases: tuple[Tensor, Tensor]) -> Tensor:
