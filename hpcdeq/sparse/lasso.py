@@ -90,13 +90,7 @@ def lasso(
         row = torch.arange(i, min(i + step, n), device=device)
         for count in range(iterations + 1):
             distance = work.gap()
-<<<<<<< HEAD
-            done = (
-                (distance <= tolerance) if count < iterations else torch.ones_like(distance, dtype=torch.bool)
-            )
-=======
             done = (distance <= tolerance) | (count == iterations)
->>>>>>> eval-sparse
             if bool(done.any()):
                 leaving = done.nonzero().flatten()
                 at = row[leaving]
@@ -131,25 +125,11 @@ class _ActiveSets:
 
     def take(self, keep: Tensor) -> None:
         """Keep some signals."""
-<<<<<<< HEAD
-        for name in (
-            "_signals",
-            "_energy",
-            "_chosen",
-            "_sign",
-            "_value",
-            "_settled",
-            "_residual",
-            "_correlations",
-        ):
-            setattr(self, name, getattr(self, name).index_select(0, keep))
-=======
         self._signals, self._residual, self._energy, self._settled = (
             x[keep] for x in (self._signals, self._residual, self._energy, self._settled)
         )
         self._chosen, self._sign, self._value = (x[keep] for x in (self._chosen, self._sign, self._value))
         self._correlations = self._correlations[keep]
->>>>>>> eval-sparse
 
     def write(self, which: Tensor, out: Tensor, at: Tensor) -> None:
         """Add the coefficients of some signals to rows ``at`` of ``out``, which are 0."""

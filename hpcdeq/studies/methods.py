@@ -374,16 +374,19 @@ def model_denoiser(
 
 
 def budget(provenance: dict[str, Any]) -> str:
-    """Say in a line what a model's training cost."""
+    """Say in a line what a model's training cost, with that of the model it began with."""
     config = provenance.get("config")
     if not config:
         return "unknown"
-    training, data = config["training"], config["data"]
-    steps = [f"{training['pretrain_steps']} steps of the prior", f"{training['steps']} of the whole"]
-    if config["model"]["map"] == "prior":
-        steps = [str(training["pretrain_steps"]) + " steps"]
-    begun = f", from {Path(training['start_from']).name}" if training["start_from"] else ""
-    return f"{' and '.join(steps)}, {data['batch']} blocks of {config['model']['block']} px each{begun}"
+    before, training = provenance.get("before"), config["training"]
+    blocks = f"{config['data']['batch']} blocks of {config['model']['block']} px"
+    phases = [
+        f"{training[steps]} steps{of}"
+        for steps, of in (("pretrain_steps", " of the prior"), ("steps", ""))
+        if training[steps]
+    ]
+    own = f"{' and '.join(phases) or 'no steps'} of {blocks}"
+    return f"{budget(before)}; then {own}" if before else own
 
 
 def _trained_sigmas(provenance: dict[str, Any]) -> tuple[float, float] | None:

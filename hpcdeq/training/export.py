@@ -10,7 +10,7 @@ import torch
 from hpcdeq import __version__
 from hpcdeq.config import TrainConfig, load_train_config
 from hpcdeq.errors import ConfigError
-from hpcdeq.models import Identities, SparseDenoiser, save_model
+from hpcdeq.models import Identities, SparseDenoiser, read_card, save_model
 from hpcdeq.training import checkpoints
 
 
@@ -59,12 +59,13 @@ def export_checkpoint(run: Path, out: Path, checkpoint: str | None = None) -> st
 def provenance(
     config: TrainConfig, checkpoint: str | None, scenes: Identities, position: dict[str, Any]
 ) -> dict[str, Any]:
-    """Return how a model came about: versions, configuration, the scenes it has seen, how training went."""
-    best = position["best"]
+    """Return how a model came about, and how the one did that it began with."""
+    best, begun = position["best"], config.training.start_from
     return {
         "hpcdeq": __version__,
         "torch": torch.__version__,
         "config": config.model_dump(mode="json", exclude={"run"}),
+        "before": None if begun is None else read_card(begun)["provenance"],
         "scenes": scenes,
         "checkpoint": checkpoint,
         "validation_psnr": position["best_psnr"] if checkpoint is not None and checkpoint == best else None,
