@@ -109,10 +109,10 @@ def llrt(scene: Tensor, sigma: float, settings: LlrtSettings = _DEFAULTS) -> Ten
     -----
     Written after the paper and the authors' MATLAB code, as other authors' comparisons carry it along. It differs in this:
     spectral differences stop at the last band, where the code goes round to the first one; the spectra's step starts at
-    the average of the groups, not at zero; left-over rows and columns have one reference patch more, not one for each pixel;
-    groups are smaller where a window holds fewer patches. The noisy scene comes back in each round through the noise left in
-    a patch and the data weight only: neither the code nor this adds the residual itself. The results were not compared with
-    MATLAB's.
+    the average of the groups and its differences, not at zero; left-over rows and columns have one reference patch more,
+    not one for each pixel; groups are smaller where a window holds fewer patches. The noisy scene comes back in each round
+    through the noise left in a patch and the data weight only: neither the code nor this adds the residual itself. The
+    results were not compared with MATLAB's.
 
     References
     ----------
@@ -177,15 +177,20 @@ def shrink_singular_values(matrices: Tensor, weight: Tensor) -> Tensor:
     singular = squares.clamp_min(0).sqrt()
     kept = (discriminant > 0) & (squares > 0)
     factor = torch.where(
-        kept, (1 + discriminant.clamp_min(0).sqrt() / singular.clamp_min(1e-30)) / 2, torch.zeros_like(squares)
+        kept,
+        (1 + discriminant.clamp_min(0).sqrt() / singular.clamp_min(1e-30)) / 2,
+        torch.zeros_like(squares),
     )
     # Eigenvalues ascend, so what is kept is at the end.
     most = int(kept.sum(1).max())
     basis = vectors[:, :, matrices.shape[1] - most :]
     shrunk = basis * factor[:, None, matrices.shape[1] - most :]
-    if 2 * most > matrices.shape[1]:
-        return (shrunk @ basis.transpose(1, 2)) @ matrices
-    return shrunk @ (basis.transpose(1, 2) @ matrices)
+    rows = basis.transpose(1, 2)
+    # The cheaper order of the two products.
+    result: Tensor = (
+        (shrunk @ rows) @ matrices if 2 * most > matrices.shape[1] else shrunk @ (rows @ matrices)
+    )
+    return result
 
 
 def shrink_power(values: Tensor, weight: float, exponent: float) -> Tensor:
@@ -226,7 +231,8 @@ def solve_spectra(right: Tensor, splitting: float, ridge: float) -> Tensor:
     d = differences(right.shape[1], right.device).double()
     system = splitting * d.T @ d + ridge * torch.eye(right.shape[1], device=right.device, dtype=torch.float64)
     # Small and well conditioned (ridge > 0), and used for every pixel.
-    return right @ torch.linalg.inv(system).to(right.dtype)
+    solved: Tensor = right @ torch.linalg.inv(system).to(right.dtype)
+    return solved
 
 
 def _spectra(noisy: Tensor, groups: Aggregate, threshold: float, settings: LlrtSettings) -> Tensor:
@@ -243,7 +249,7 @@ def _spectra(noisy: Tensor, groups: Aggregate, threshold: float, settings: LlrtS
         alpha, beta = settings.coupling, settings.splitting
         m = total / weight
         m_dual = torch.zeros_like(m)
-        z = torch.zeros_like(m[:, 1:])
+        z = m @ d.T
         z_dual = torch.zeros_like(z)
         for _ in range(settings.inner_iterations):
             right = settings.data_weight * data + alpha * m - m_dual + (beta * z - z_dual) @ d

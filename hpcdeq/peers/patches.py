@@ -124,16 +124,18 @@ def similar_patches(image: Tensor, corners: Tensor, patch: int, window: int, cou
     bx = torch.arange(-reach_x, reach_x + 1, device=image.device)
     offsets = torch.cartesian_prod(by, bx)
     flat = image.reshape(-1, 1)
+    # What the window of a patch in a corner of the scene holds.
     count = min(count, (reach_y + 1) * (reach_x + 1))
     limit = torch.tensor([height - 1, width - 1], device=image.device)
-    # Rows are counted from the corner: a window holds at least those on the inner side of a reference in a corner.
     found = []
     for some in corners.split(max(1, CHUNK // (len(offsets) * patch * patch))):
         candidates = some[:, None] + offsets
         outside = ((candidates < 0) | (candidates > limit)).any(-1)
-        spectra = gather(flat, pixels_of(candidates.clamp(min=0).minimum(limit), patch, image.shape[1]))[..., 0]
+        values = gather(flat, pixels_of(candidates.clamp(min=0).minimum(limit), patch, image.shape[1]))[
+            ..., 0
+        ]
         own = gather(flat, pixels_of(some, patch, image.shape[1]))[:, None, :, 0]
-        distance = (spectra - own).square_().sum(-1).masked_fill_(outside, math.inf)
+        distance = (values - own).square_().sum(-1).masked_fill_(outside, math.inf)
         nearest = distance.sort(dim=1, stable=True).indices[:, :count]
         found.append(candidates.gather(1, nearest[..., None].expand(-1, -1, 2)))
     return torch.cat(found)

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.functional import conv2d, pad
+from torch.nn.functional import pad
 
 from hpcdeq.peers.patches import CHUNK, Aggregate, add_rows, check_input, gather, pixels_of, positions
 
@@ -123,7 +123,8 @@ class Tucker(NamedTuple):
 
     def tensor(self) -> Tensor:
         """(patch, pixel, band) tensor that is described."""
-        return torch.tensordot(self.patches, self.core @ self.bands.T, dims=1)
+        whole: Tensor = torch.tensordot(self.patches, self.core @ self.bands.T, dims=1)
+        return whole
 
 
 def tucker(group: Tensor, ranks: tuple[int, int], *, iterations: int, tolerance: float) -> Tucker:
@@ -252,10 +253,12 @@ def cluster_patches(matrix: Tensor, pixels: Tensor, clusters: int, sweeps: int) 
 def _leading(matrix: Tensor, rank: int) -> Tensor:
     """Leading left singular vectors, by the eigenvectors of the smaller Gram matrix."""
     if matrix.shape[0] <= matrix.shape[1]:
-        return torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:].flip(1)
+        left: Tensor = torch.linalg.eigh(matrix @ matrix.T).eigenvectors
+        return left[:, -rank:].flip(1)
     right = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:].flip(1)
     # QR keeps the span and makes the columns orthonormal also where singular values are next to nothing.
-    return torch.linalg.qr(matrix @ right).Q
+    basis: Tensor = torch.linalg.qr(matrix @ right).Q
+    return basis
 
 
 def _patch_size(scene: Tensor, sigma: float) -> int:
@@ -272,7 +275,13 @@ def _smoothed(scene: Tensor, sigma: float, patch: int) -> Tensor:
     edge = min(math.ceil(6 * wanted), round(patch / 2))
     at = torch.arange(edge, dtype=torch.float32, device=scene.device) - (edge - 1) / 2
     taps = torch.exp(-(at**2) / (2 * (edge / 6) ** 2))
-    taps = taps / taps.sum()
+    weights = (taps / taps.sum()).tolist()
     before, after = (edge - 1) // 2, edge // 2
-    bands = pad(scene[:, None], (before, after, before, after), mode="replicate")
-    return conv2d(conv2d(bands, taps.reshape(1, 1, 1, -1)), taps.reshape(1, 1, -1, 1))[:, 0]
+    wide = pad(scene[:, None], (before, after, before, after), mode="replicate")[:, 0]
+    height, width = scene.shape[1:]
+    rows = sum(
+        (w * wide[:, i : i + height] for i, w in enumerate(weights)), torch.zeros_like(scene[:, :1, :1])
+    )
+    return sum(
+        (w * rows[:, :, i : i + width] for i, w in enumerate(weights)), torch.zeros_like(scene[:, :1, :1])
+    )
