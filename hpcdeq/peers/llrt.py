@@ -142,7 +142,7 @@ def llrt(scene: Tensor, sigma: float, settings: LlrtSettings = _DEFAULTS) -> Ten
         chunk = max(1, CHUNK // (similar.shape[1] * patch * patch * bands))
         for members, left in zip(similar.split(chunk), levels.split(chunk), strict=True):
             pixels = pixels_of(members, patch, width)
-            found = gather(noisy if iteration == 0 else estimate, pixels)
+            found = gather(estimate, pixels)
             matrices = found.flatten(2)
             mean = matrices.mean(1, keepdim=True)
             weight = settings.rank_weight * 2 * math.sqrt(members.shape[1]) * left.square()
