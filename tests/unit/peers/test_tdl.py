@@ -154,6 +154,37 @@ def test_a_noise_free_scene_of_low_rank_comes_back() -> None:
     torch.testing.assert_close(tdl(scene, 1e-6), scene, rtol=0, atol=2e-4)
 
 
+def test_the_whole_is_that_of_a_literal_loop_over_clusters() -> None:
+    """Alternating singular value decompositions of unfoldings with explicit patches; 29 x 33 pixels leave some at the edges."""
+    scene = noisy(fields(33)[:, :29], 30 / 255)
+    corners = positions((29, 33), 8, 4)
+    smooth = _smoothed(scene, 30 / 255, 8).permute(1, 2, 0).reshape(-1, 12)
+    labels = cluster_patches(smooth, pixels_of(corners, 8, 33), math.ceil(len(corners) / 20), 100).tolist()
+    total, weight = torch.zeros(12, 29, 33, dtype=torch.float64), torch.zeros(29, 33)
+    for label in sorted(set(labels)):
+        members = [c for c, own in zip(corners.tolist(), labels, strict=True) if own == label]
+        group = torch.stack(
+            [scene[:, y : y + 8, x : x + 8] for y, x in members]
+        ).double()  # patch, band, y, x
+        rank = estimated_rank(group.permute(0, 2, 3, 1).reshape(-1, 12), "mdl")
+        patch_rank = estimated_rank(group.reshape(len(members), -1).T, "aic") if len(members) > 1 else 1
+        bands, patches = torch.eye(12, dtype=torch.float64), torch.eye(len(members), dtype=torch.float64)
+        for _ in range(80):
+            seen = torch.einsum("nbyx,nm,mk->kbyx", group, patches, patches.T)
+            u = torch.linalg.svd(seen.transpose(0, 1).reshape(12, -1), full_matrices=False).U[:, :rank]
+            bands = u @ u.T
+            seen = torch.einsum("nbyx,bc->ncyx", group, bands)
+            u = torch.linalg.svd(seen.reshape(len(members), -1), full_matrices=False).U[:, :patch_rank]
+            patches = u @ u.T
+        for (y, x), patch in zip(
+            members, torch.einsum("nbyx,nm,bc->mcyx", group, patches, bands), strict=True
+        ):
+            total[:, y : y + 8, x : x + 8] += patch
+            weight[y : y + 8, x : x + 8] += 1
+    found = tdl(scene, 30 / 255, TdlSettings(patch=8, patches_per_cluster=20, tolerance=0.0, iterations=80))
+    torch.testing.assert_close(found.double(), total / weight, rtol=0, atol=1e-5)
+
+
 def test_noise_at_sigma_50_falls_by_many_decibels() -> None:
     """15.1 dB are gained here (from 14.1 to 29.2)."""
     scene = fields(72)
