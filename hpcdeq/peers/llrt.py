@@ -67,6 +67,8 @@ class LlrtSettings:
             )
         if not 0 < self.exponent <= 1:
             raise ValueError(f"exponent must be above 0 and at most 1, got {self.exponent}")
+        if self.noise_share is not None and not self.noise_share >= 0:
+            raise ValueError(f"noise_share must not be negative, got {self.noise_share}")
         for name in ("rank_weight", "spectral_weight", "data_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)}")
@@ -119,12 +121,13 @@ def llrt(scene: Tensor, sigma: float, settings: LlrtSettings = _DEFAULTS) -> Ten
     Chang, Yan, Zhong: *Hyper-Laplacian regularized unidirectional low-rank tensor recovery for multispectral image
     denoising*, CVPR 2017, doi:10.1109/CVPR.2017.625.
     """
-    least = 6 if sigma * _GREY <= 10 else 7 if sigma * _GREY <= 30 else 8
-    patch = settings.patch or least
-    check_input(scene, sigma, patch)
-    share = settings.noise_share or {6: 0.54, 7: 0.56, 8: 0.58}[least]
-    bands, height, width = scene.shape
     noise = sigma * _GREY
+    # A tenth more, so that 10 / 255 * 255 is 10.
+    usual_patch, usual_share = (6, 0.54) if noise <= 10.1 else (7, 0.56) if noise <= 30.1 else (8, 0.58)
+    patch = settings.patch or usual_patch
+    share = usual_share if settings.noise_share is None else settings.noise_share
+    check_input(scene, sigma, patch)
+    bands, height, width = scene.shape
     noisy = scene.permute(1, 2, 0).reshape(-1, bands).float() * _GREY
     corners = positions((height, width), patch, settings.step).to(scene.device)
     estimate = noisy

@@ -265,6 +265,7 @@ def test_scenes_that_llrt_cannot_denoise_are_refused(scene: Tensor, sigma: float
         {"exponent": 0.0},
         {"exponent": 1.5},
         {"rank_weight": -1.0},
+        {"noise_share": -0.1},
         {"coupling": 0.0},
         {"growth": math.nan},
     ],
