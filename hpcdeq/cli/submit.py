@@ -136,7 +136,9 @@ def train(
         result(sbatch_text(request, folder).rstrip())
         return
     from hpcdeq.training.job import train_job
+    from hpcdeq.training.start import check_batch_norm
 
+    check_batch_norm(resolved, request.nodes * request.tasks)
     plain = resolved.model_dump(mode="json")
     if cluster == Cluster.DEBUG:
         result(train_job(plain))

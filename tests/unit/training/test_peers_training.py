@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from hpcdeq.archive import Archive
+from hpcdeq.cli import app
 from hpcdeq.cluster.group import Team
 from hpcdeq.config import TrainConfig, load_train_config
 from hpcdeq.errors import ConfigError
@@ -193,3 +195,16 @@ def test_too_few_bands_are_named(archive: Archive, tmp_path: Path) -> None:
     settings = config(archive, tmp_path / "run", "hsid_cnn", "model.prior.neighbours=8")
     with pytest.raises(ConfigError, match=r"got 8 and 7 bands; set model.prior.neighbours to an even number"):
         train(settings)
+
+
+def test_a_job_of_several_processes_is_refused_before_it_is_queued(archive: Archive, tmp_path: Path) -> None:
+    words = [
+        f"data.train={archive.path}",
+        f"run={tmp_path / 'run'}",
+        "model.map=prior",
+        "model.prior.kind=memnet",
+    ]
+    ran = CliRunner().invoke(app, ["submit", "train", *words, "--nodes", "2", "--time", "60"])
+    assert isinstance(ran.exception, ConfigError)
+    assert "2 processes would divide it; train it in one process" in str(ran.exception)
+    assert not (tmp_path / "run").exists()
