@@ -181,17 +181,19 @@ def denoise(
     request = _request("denoise", locals())
     settings = settings_of(locals())
     from hpcdeq.archive import open_archive
-    from hpcdeq.cluster.submission import check_not_queued, run_local, sbatch_text
+    from hpcdeq.cluster.submission import check_local, run_local, sbatch_text
     from hpcdeq.console import result, say
     from hpcdeq.inference import plan_archive
-    from hpcdeq.inference.job import denoise_job, jobs_folder, see_through, submit_workers
+    from hpcdeq.inference.job import check_workers, denoise_job, jobs_folder, see_through, submit_workers
 
     folder = jobs_folder(out)
     if dry_run:
         result(sbatch_text(request, folder, parallel=max_parallel or request.nodes).rstrip())
         return
     if cluster == Cluster.SLURM:
-        check_not_queued(folder)
+        check_workers(request, out, max_parallel)
+    elif cluster == Cluster.LOCAL:
+        check_local(request, folder)
     plan_archive(open_archive(archive), model, out, settings, overwrite=overwrite)
     if cluster == Cluster.DEBUG:
         result(denoise_job(str(out), 0, 1))

@@ -128,6 +128,21 @@ def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *argumen
     return Submitted(job.job_id, job.paths.stdout, job.paths.submission_file)
 
 
+def check_each(request: JobRequest, folder: Path, *, parallel: int) -> None:
+    """See that nothing in what is asked for keeps `submit_each` from handing it to SLURM; it writes nothing.
+
+    Parameters are those of `submit_each`, with as many items as the request has nodes.
+
+    Raises
+    ------
+    ConfigError, MissingExtraError, SubmissionError
+        As `sbatch_text` and `submit_each`.
+    """
+    sbatch_text(request, folder, parallel=parallel)
+    _check_slurm_is_here()
+    _check_own(folder)
+
+
 def submit_each(
     request: JobRequest,
     folder: Path,
@@ -236,6 +251,21 @@ def end_held(folder: Path) -> list[str]:
     return held
 
 
+def check_local(request: JobRequest, folder: Path) -> None:
+    """See that nothing in what is asked for keeps `run_local` from beginning; it writes nothing.
+
+    Raises
+    ------
+    ConfigError, MissingExtraError
+        As `run_local`.
+    """
+    if request.nodes > 1:
+        raise ConfigError(f"--cluster local is this machine alone: --nodes must be 1, got {request.nodes}")
+    _submitit()
+    _visible_gpus()
+    _check_own(folder)
+
+
 def run_local(request: JobRequest, folder: Path, work: Callable[..., Any], *arguments: Any) -> Any:
     """Run a job as processes of this machine, show what rank 0 says, and wait for its end.
 
@@ -249,12 +279,13 @@ def run_local(request: JobRequest, folder: Path, work: Callable[..., Any], *argu
     Raises
     ------
     ConfigError
-        If more than one node is asked for.
+        If more than one node is asked for, or the folder is not the user's own.
+    MissingExtraError
+        If submitit is not installed.
     JobError
         If a process did not end well; with its exit code (75: all stopped at a checkpoint).
     """
-    if request.nodes > 1:
-        raise ConfigError(f"--cluster local is this machine alone: --nodes must be 1, got {request.nodes}")
+    check_local(request, folder)
     _make_private(folder)
     executor = _submitit().LocalExecutor(folder)
     executor.update_parameters(
@@ -409,8 +440,8 @@ def _slurm_executor(request: JobRequest, folder: Path, *, together: bool = True)
 
     if not _FOLDER.fullmatch(str(folder.absolute())):
         raise ConfigError(
-            f"run: the path {str(folder.absolute())!r} goes into the text for sbatch, so it may hold letters, digits, spaces and "
-            "_ @ + = : , . / - only; choose another with run=FOLDER"
+            f"the path {str(folder.absolute())!r} goes into the text for sbatch, so it may hold letters, digits, spaces and "
+            "_ @ + = : , . / - only; choose another with run=FOLDER or --out FOLDER"
         )
     executor = Executor(folder, python=shlex.join(_PYTHON))
     options: dict[str, Any] = {
@@ -450,17 +481,24 @@ def _check_slurm_is_here() -> None:
         )
 
 
+def _check_own(folder: Path) -> None:
+    """Refuse a folder that is somebody else's."""
+    if folder.is_symlink() or (
+        folder.exists() and (not folder.is_dir() or folder.stat().st_uid != os.getuid())
+    ):
+        raise ConfigError(
+            f"{folder} must be a folder of your own: who can write to it can run code in your jobs; remove it, or choose "
+            "another with run=FOLDER or --out FOLDER"
+        )
+
+
 def _make_private(folder: Path) -> None:
     """Make the folder, or make it private; refuse it if it is somebody else's."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
-        if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
-            raise ConfigError(
-                f"{folder} must be a folder of your own: who can write to it can run code in your jobs; remove it, or choose "
-                "another with run=FOLDER"
-            ) from None
+        _check_own(folder)
     folder.chmod(0o700)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.submission import Submitted, end_held, queued, submit_each
+from hpcdeq.cluster.submission import Submitted, check_each, check_not_queued, end_held, queued, submit_each
 from hpcdeq.console import say
 from hpcdeq.errors import JobError, PartialFailureError, SubmissionError
 from hpcdeq.inference.bulk import denoise_share
@@ -59,6 +59,15 @@ def jobs_folder(out: Path) -> Path:
     return out.with_name(f"{out.name}.ledger") / "jobs"
 
 
+def check_workers(request: JobRequest, out: Path, parallel: int | None) -> None:
+    """See that workers can be submitted, before anything is planned: a plan removes what it does not go on with.
+
+    Parameters and errors are those of `submit_workers`.
+    """
+    check_each(request, jobs_folder(out), parallel=parallel or request.nodes)
+    check_not_queued(jobs_folder(out))
+
+
 def submit_workers(request: JobRequest, out: Path, parallel: int | None) -> list[Submitted]:
     """Submit as many workers as the request has nodes, for what was planned.
 
@@ -70,6 +79,13 @@ def submit_workers(request: JobRequest, out: Path, parallel: int | None) -> list
         The output archive, for which `plan_archive` has made the plan.
     parallel
         How many may run at a time; None is all.
+
+    Raises
+    ------
+    ConfigError
+        If something in the request is wrong, or workers are in the queue already.
+    SubmissionError
+        If there is no SLURM here, or it refuses the jobs.
     """
     items = [(str(out.absolute()), job, request.nodes) for job in range(request.nodes)]
     return submit_each(request, jobs_folder(out), denoise_job, items, parallel=parallel or request.nodes)

@@ -86,6 +86,25 @@ def test_what_cannot_be_denoised_is_said_before_anything_is_submitted(
     assert fake_slurm.calls("sbatch") == []
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "line"),
+    [
+        ("out.zarr", [], "--time is not set"),
+        ("o'ut.zarr", ["--time", "60"], "choose another with run=FOLDER or --out FOLDER"),
+        ("out.zarr", ["--cluster", "local", "--nodes", "2"], "--nodes must be 1, got 2"),
+    ],
+)
+def test_of_a_wrong_request_nothing_is_done_also_to_what_would_be_overwritten(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm, name: str, options: list[str], line: str
+) -> None:
+    denoise_archive(noisy, tmp_path / "model", tmp_path / name, SETTINGS)
+    before = bytes_of(tmp_path)
+    done = hpcdeq(*command(tmp_path), "--out", tmp_path / name, "--overwrite", *options)
+    assert done.returncode == 2
+    assert line in done.stderr
+    assert bytes_of(tmp_path) == before
+
+
 @pytest.mark.parametrize("cluster", ["local", "debug"])
 def test_processes_of_this_machine_write_the_same(noisy: Archive, tmp_path: Path, cluster: str) -> None:
     denoise_archive(noisy, tmp_path / "model", tmp_path / "one.zarr", SETTINGS)
