@@ -30,6 +30,7 @@ from hpcdeq.errors import (
     HpcdeqError,
     JobError,
     MissingExtraError,
+    PartialFailureError,
     PreemptedError,
     SubmissionError,
 )
@@ -590,16 +591,21 @@ def _follow(job: Any, asked: StopRequest) -> None:
 
 
 def _ended(job: Any) -> Any:
-    """What rank 0 returned; or the error that the first failed rank, or all that stopped, stand for."""
+    """What rank 0 returned; or the error that the worst end stands for: a failure, a stop, or work of which a part failed."""
     tasks = [job.task(rank) for rank in range(job.num_tasks)]
     ended = [_end_of(task) for task in tasks]
-    stopped = PreemptedError.exit_code
-    for rank, end in enumerate(ended):
-        if end.exit_code not in (0, stopped):
-            log = tasks[rank].paths.stdout
-            raise JobError(f"rank {rank} of {len(ended)} failed; its log: {log}", end.exit_code)
-    if any(end.exit_code == stopped for end in ended):
+    codes = [end.exit_code for end in ended]
+    stopped, partial = PreemptedError.exit_code, PartialFailureError.exit_code
+    for rank, code in enumerate(codes):
+        if code not in (0, stopped, partial):
+            raise JobError(f"rank {rank} of {len(codes)} failed; its log: {tasks[rank].paths.stdout}", code)
+    if stopped in codes:
         raise JobError("stopped at a checkpoint; run the same command again to go on", stopped)
+    if partial in codes:
+        logs = ", ".join(
+            str(task.paths.stdout) for task, code in zip(tasks, codes, strict=True) if code == partial
+        )
+        raise JobError(f"finished, but some of it failed; the logs that name it: {logs}", partial)
     return ended[0].value
 
 

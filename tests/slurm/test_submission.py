@@ -431,6 +431,9 @@ def test_local_processes_find_each_other_and_share_the_cores(
         ({"1": "crash"}, 1, "rank 1 of 2 failed; its log: "),
         ({"1": "kill"}, 1, "rank 1 of 2 failed; its log: "),
         ({"0": "stop", "1": "stop"}, 75, "stopped at a checkpoint; run the same command again"),
+        ({"0": "partial"}, 3, "finished, but some of it failed; the logs that name it: "),
+        ({"0": "partial", "1": "kill"}, 1, "rank 1 of 2 failed; its log: "),
+        ({"0": "partial", "1": "stop"}, 75, "stopped at a checkpoint; run the same command again"),
     ],
 )
 def test_a_local_job_ends_with_the_exit_code_of_its_processes(
