@@ -181,6 +181,7 @@ def denoise(
     request = _request("denoise", locals())
     settings = settings_of(locals())
     from hpcdeq.archive import open_archive
+    from hpcdeq.cluster.device import choose_device
     from hpcdeq.cluster.submission import check_local, run_local, sbatch_text
     from hpcdeq.console import result, say
     from hpcdeq.inference import plan_archive
@@ -192,7 +193,9 @@ def denoise(
         return
     if cluster == Cluster.SLURM:
         check_workers(request, out, max_parallel)
-    elif cluster == Cluster.LOCAL:
+    else:
+        choose_device(device)
+    if cluster == Cluster.LOCAL:
         check_local(request, folder)
     plan_archive(open_archive(archive), model, out, settings, overwrite=overwrite)
     if cluster == Cluster.DEBUG:

@@ -87,7 +87,7 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
     scene
         The noisy scene.
     model, weights
-        What denoises it, from `hpcdeq.inference.tiles.prepare`; and the digest of its weights.
+        What denoises it, from `hpcdeq.inference.tiles.set_up`; and the digest of its weights.
     settings
         How it is applied.
 

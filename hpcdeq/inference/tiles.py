@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpcdeq.cluster.device import choose_device
+from hpcdeq.cluster.device import check_device_name, choose_device
 from hpcdeq.console import say
 from hpcdeq.errors import ConfigError
 from hpcdeq.models import SparseDenoiser
@@ -57,6 +57,7 @@ class DenoiseSettings:
             raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
         if self.overlap is not None and self.overlap < 0:
             raise ConfigError(f"overlap must not be negative, got {self.overlap}")
+        check_device_name(self.device)
 
     def overlap_of(self, model: SparseDenoiser) -> int:
         """Overlap in pixels for the tiles of a model.
@@ -127,11 +128,8 @@ class Convergence:
         )
 
 
-def prepare(model: SparseDenoiser, settings: DenoiseSettings, local_rank: int = 0) -> SparseDenoiser:
-    """Return the model with its solver set as the settings say, on the device; the one given keeps its settings.
-
-    Processes of a node, told apart by ``local_rank``, take its GPUs in turn.
-    """
+def set_up(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
+    """Return the model with its solver set as the settings say, where it is; the one given keeps its settings."""
     changes: dict[str, Any] = {
         k: v
         for k, v in (("iterations", settings.iterations), ("tolerance", settings.tolerance))
@@ -144,7 +142,12 @@ def prepare(model: SparseDenoiser, settings: DenoiseSettings, local_rank: int = 
     prepared = copy.copy(model)
     prepared.settings = replace(model.settings, solver=solver)
     prepared.prior_dtype = _PRECISIONS[settings.precision]
-    return prepared.to(choose_device(settings.device, local_rank)).eval()
+    return prepared.eval()
+
+
+def prepare(model: SparseDenoiser, settings: DenoiseSettings, local_rank: int = 0) -> SparseDenoiser:
+    """Return the model as `set_up` does, on the device; processes of a node, told apart by `local_rank`, take its GPUs in turn."""
+    return set_up(model, settings).to(choose_device(settings.device, local_rank))
 
 
 @dataclass(frozen=True, kw_only=True)

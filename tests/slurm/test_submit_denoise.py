@@ -77,6 +77,14 @@ def test_workers_are_submitted_for_a_plan_that_is_in_the_ledger(
     assert (ended.returncode, ended.stdout) == (0, "77\n")
 
 
+def test_workers_with_gpus_are_submitted_from_a_node_without_one(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    done = hpcdeq(*command(tmp_path), "--device", "cuda", "--time", "60", "--gpus-per-node", "1")
+    assert (done.returncode, done.stdout) == (0, "77\n"), done.stderr
+
+
 def test_what_cannot_be_denoised_is_said_before_anything_is_submitted(
     noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm
 ) -> None:
@@ -92,11 +100,20 @@ def test_what_cannot_be_denoised_is_said_before_anything_is_submitted(
         ("out.zarr", [], "--time is not set"),
         ("o'ut.zarr", ["--time", "60"], "choose another with run=FOLDER or --out FOLDER"),
         ("out.zarr", ["--cluster", "local", "--nodes", "2"], "--nodes must be 1, got 2"),
+        ("out.zarr", ["--cluster", "debug", "--device", "cuda"], "torch sees no CUDA device"),
+        ("out.zarr", ["--time", "60", "--device", "tpux"], "'tpux' is not one of auto, cpu, cuda"),
     ],
 )
 def test_of_a_wrong_request_nothing_is_done_also_to_what_would_be_overwritten(
-    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm, name: str, options: list[str], line: str
+    noisy: Archive,
+    tmp_path: Path,
+    fake_slurm: FakeSlurm,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: list[str],
+    line: str,
 ) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     denoise_archive(noisy, tmp_path / "model", tmp_path / name, SETTINGS)
     before = bytes_of(tmp_path)
     done = hpcdeq(*command(tmp_path), "--out", tmp_path / name, "--overwrite", *options)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -367,3 +368,15 @@ def test_a_ledger_names_no_file_outside_a_scene(archive: Archive, model_folder: 
     with pytest.raises(SceneError, match="is not a file of scene scene0"):
         repair_archive(out)
     assert precious.exists()
+
+
+def test_a_device_that_this_machine_lacks_overwrites_nothing(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    expected = bytes_of(out)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no CUDA device"):
+        denoise_archive(archive, model_folder, out, DenoiseSettings(device="cuda"), overwrite=True)
+    assert bytes_of(out) == expected
