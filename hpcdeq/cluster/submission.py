@@ -118,7 +118,7 @@ def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *argumen
     _check_slurm_is_here()
     _make_private(folder)
     if "dependency" not in request.slurm:
-        check_not_queued(folder)
+        check_not_queued(folder, folder.parent, can_follow=True)
     from submitit.core.utils import FailedJobError
 
     with _outside_of_any_job():
@@ -174,14 +174,14 @@ def submit_each(
 
     Raises
     ------
-    ConfigError, SubmissionError
-        As `submit`.
+    ConfigError
+        As `sbatch_text`.
+    SubmissionError
+        If there is no SLURM here, or it refuses the jobs; with its words.
     """
     executor = _slurm_executor(replace(request, nodes=1), folder, together=False)
     _check_slurm_is_here()
     _make_private(folder)
-    if "dependency" not in request.slurm:
-        check_not_queued(folder)
     from submitit.core.utils import FailedJobError
 
     jobs = []
@@ -503,8 +503,17 @@ def _make_private(folder: Path) -> None:
     folder.chmod(0o700)
 
 
-def check_not_queued(folder: Path) -> None:
+def check_not_queued(folder: Path, run: Path, *, can_follow: bool) -> None:
     """See that no job which was submitted with a folder is in the queue.
+
+    Parameters
+    ----------
+    folder
+        Where the logs and the submissions lie.
+    run
+        What its user calls it.
+    can_follow
+        Whether a job of it may be submitted to start after the one before.
 
     Raises
     ------
@@ -514,9 +523,9 @@ def check_not_queued(folder: Path) -> None:
         If there is no SLURM here, or it does not answer.
     """
     if jobs := queued(folder):
+        after = f", or start after it with --slurm dependency=afterany:{jobs[0]}" if can_follow else ""
         raise ConfigError(
-            f"{folder.parent} is queued or running already as job {jobs[0]}: wait for it, end it with scancel {jobs[0]}, or "
-            f"start after it with --slurm dependency=afterany:{jobs[0]}"
+            f"{run} is queued or running already as job {', '.join(jobs)}: wait for it, or end it with hpcdeq cancel {run}{after}"
         )
 
 

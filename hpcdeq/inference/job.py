@@ -65,7 +65,7 @@ def check_workers(request: JobRequest, out: Path, parallel: int | None) -> None:
     Parameters and errors are those of `submit_workers`.
     """
     check_each(request, jobs_folder(out), parallel=parallel or request.nodes)
-    check_not_queued(jobs_folder(out))
+    _check_no_workers(out)
 
 
 def submit_workers(request: JobRequest, out: Path, parallel: int | None) -> list[Submitted]:
@@ -87,6 +87,7 @@ def submit_workers(request: JobRequest, out: Path, parallel: int | None) -> list
     SubmissionError
         If there is no SLURM here, or it refuses the jobs.
     """
+    _check_no_workers(out)
     items = [(str(out.absolute()), job, request.nodes) for job in range(request.nodes)]
     return submit_each(request, jobs_folder(out), denoise_job, items, parallel=parallel or request.nodes)
 
@@ -132,6 +133,11 @@ def see_through(request: JobRequest, out: Path, parallel: int | None) -> None:
         say(f"units are left and no job is in the queue: submitted again as {first.id}")
     if failed := now.names("failed"):
         raise PartialFailureError("not denoised: " + ", ".join(failed))
+
+
+def _check_no_workers(out: Path) -> None:
+    # No worker starts after others: the plan is made now, and would remove what they write.
+    check_not_queued(jobs_folder(out), out, can_follow=False)
 
 
 def _in_queue(out: Path) -> bool:

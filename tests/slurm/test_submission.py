@@ -261,7 +261,9 @@ def test_a_run_that_is_in_the_queue_is_not_submitted_twice(fake_slurm: FakeSlurm
     request, folder = JobRequest(time="5"), tmp_path / "run" / "jobs"
     submit(request, folder, jobs.meet, "x")
     fake_slurm.answers("squeue", "12\n77")
-    with pytest.raises(ConfigError, match=f"{tmp_path / 'run'} is queued or running already as job 77"):
+    with pytest.raises(
+        ConfigError, match=f"{tmp_path / 'run'} is queued or running already as job 77.*afterany:77"
+    ):
         submit(request, folder, jobs.meet, "x")
     submit(JobRequest(time="5", slurm={"dependency": "afterany:77"}), folder, jobs.meet, "x")
     submit(request, tmp_path / "other", jobs.meet, "x")

@@ -70,9 +70,13 @@ def test_workers_are_submitted_for_a_plan_that_is_in_the_ledger(
     told = json.loads(hpcdeq("status", tmp_path / "out.zarr", "--json").stdout)
     assert [scene["state"] for scene in told["scenes"]] == ["pending"] * 3
     fake_slurm.answers("squeue", "77")
-    again = hpcdeq(*command(tmp_path), "--time", "60", "--nodes", "4", "--overwrite")
+    options = ["--time", "60", "--overwrite", "--slurm", "dependency=afterany:77"]
+    again = hpcdeq(*command(tmp_path), *options)
     assert again.returncode == 2
-    assert "is queued or running already as job 77" in again.stderr
+    out = tmp_path / "out.zarr"
+    assert again.stderr == (
+        f"error: {out} is queued or running already as job 77: wait for it, or end it with hpcdeq cancel {out}\n"
+    )
     ended = hpcdeq("cancel", tmp_path / "out.zarr")
     assert (ended.returncode, ended.stdout) == (0, "77\n")
 
