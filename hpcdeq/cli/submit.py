@@ -176,7 +176,7 @@ def denoise(
     """Denoise an archive as jobs, one a node, which need not run at the same time.
 
     Each is queued again by itself at its time limit, and goes on. Prints the jobs' number (slurm) and returns, or waits and
-    prints the archive (local, debug, --wait). The same command continues what was ended.
+    prints the archive (local, debug, --wait). The same command, without --overwrite, continues what was ended.
     """
     request = _request("denoise", locals())
     settings = settings_of(locals())

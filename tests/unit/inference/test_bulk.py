@@ -179,6 +179,8 @@ def test_a_disk_that_cannot_be_written_ends_the_run_and_the_same_command_goes_on
         "sys.argv[0] = 'hpcdeq'; runpy.run_module('hpcdeq', run_name='__main__')",
         *("denoise", archive.path, "--model", model_folder, "--out", out, "--device", "cpu"),
     ]
+    done = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("; leave out --overwrite to go on: with it, all begins anew")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "File too large" in done.stderr.splitlines()[-1]
