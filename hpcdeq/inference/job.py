@@ -8,7 +8,15 @@ from pathlib import Path
 
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.submission import Submitted, check_each, check_not_queued, end_held, queued, submit_each
+from hpcdeq.cluster.submission import (
+    Submitted,
+    cancel,
+    check_each,
+    check_not_queued,
+    end_held,
+    queued,
+    submit_each,
+)
 from hpcdeq.console import say
 from hpcdeq.errors import JobError, PartialFailureError, SubmissionError
 from hpcdeq.inference.bulk import denoise_share
@@ -18,7 +26,7 @@ _LOOK_SECONDS, _LONGEST_LOOK_SECONDS = (
     2.0,
     60.0,
 )  # between two looks at the queue, longer each time: kind to the scheduler
-_ATTEMPTS = 3  # submissions in a row without a unit finished
+_ATTEMPTS = 3  # times in a row that all jobs end without having finished a unit
 
 
 def denoise_job(out: str, job: int, jobs: int) -> str:
@@ -87,9 +95,26 @@ def submit_workers(request: JobRequest, out: Path, parallel: int | None) -> list
     SubmissionError
         If there is no SLURM here, or it refuses the jobs.
     """
+    _cancelled(out).unlink(missing_ok=True)
+    return _submit(request, out, parallel)
+
+
+def _submit(request: JobRequest, out: Path, parallel: int | None) -> list[Submitted]:
     _check_no_workers(out)
     items = [(str(out.absolute()), job, request.nodes) for job in range(request.nodes)]
     return submit_each(request, jobs_folder(out), denoise_job, items, parallel=parallel or request.nodes)
+
+
+def cancel_workers(out: Path) -> list[str]:
+    """End the workers of an output archive, so that who waits for them does not submit them again; return the jobs' numbers.
+
+    Raises
+    ------
+    SubmissionError
+        If SLURM does not answer, or refuses.
+    """
+    _cancelled(out).touch()
+    return cancel(jobs_folder(out))
 
 
 def see_through(request: JobRequest, out: Path, parallel: int | None) -> None:
@@ -105,9 +130,9 @@ def see_through(request: JobRequest, out: Path, parallel: int | None) -> None:
     PartialFailureError
         If some scenes could not be denoised.
     JobError
-        If workers ended several times in a row without finishing a unit.
+        If workers ended several times in a row without finishing a unit, or were cancelled.
     """
-    finished, attempts = -1, 0
+    finished, attempts = status_of(out).finished, 0
     while True:
         pause = _LOOK_SECONDS
         while _in_queue(out):
@@ -122,14 +147,16 @@ def see_through(request: JobRequest, out: Path, parallel: int | None) -> None:
         say(str(now))
         if now.left == 0:
             break
-        attempts = 1 if now.finished > finished else attempts + 1
+        if _cancelled(out).exists():
+            raise JobError(f"{out}: its jobs were cancelled; the same command goes on", 1)
+        attempts = 0 if now.finished > finished else attempts + 1
         finished = now.finished
-        if attempts > _ATTEMPTS:
+        if attempts == _ATTEMPTS:
             raise JobError(
                 f"the jobs ended {_ATTEMPTS} times without finishing anything; their logs in {jobs_folder(out)} say why",
                 1,
             )
-        first = submit_workers(request, out, parallel)[0]
+        first = _submit(request, out, parallel)[0]
         say(f"units are left and no job is in the queue: submitted again as {first.id}")
     if failed := now.names("failed"):
         raise PartialFailureError("not denoised: " + ", ".join(failed))
@@ -140,8 +167,15 @@ def _check_no_workers(out: Path) -> None:
     check_not_queued(jobs_folder(out), out, can_follow=False)
 
 
+def _cancelled(out: Path) -> Path:
+    """What tells who waits that the workers were cancelled."""
+    return jobs_folder(out) / "cancelled"
+
+
 def _in_queue(out: Path) -> bool:
     try:
+        if _cancelled(out).exists():  # perhaps in the moment in which they were submitted again
+            cancel(jobs_folder(out))
         return bool(queued(jobs_folder(out)))
     except SubmissionError as error:  # the scheduler is busy, or away for a while
         say(str(error))

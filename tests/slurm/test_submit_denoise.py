@@ -9,11 +9,15 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hpcdeq.archive import Archive, open_archive
-from hpcdeq.inference import DenoiseSettings, denoise_archive
+from hpcdeq.cluster.request import JobRequest
+from hpcdeq.errors import JobError
+from hpcdeq.inference import DenoiseSettings, denoise_archive, job, plan_archive
+from hpcdeq.inference.job import see_through, submit_workers
 from hpcdeq.models import save_model
 from tests.conftest import add_scene, smooth_scene
 from tests.slurm.fake import FakeSlurm
@@ -135,6 +139,59 @@ def test_processes_of_this_machine_write_the_same(noisy: Archive, tmp_path: Path
     assert bytes_of(tmp_path / "out.zarr") == bytes_of(tmp_path / "one.zarr")
 
 
+def answer_as_a_queue(fake_slurm: FakeSlurm, *, after_sbatch: str = "") -> None:
+    """A job is in the queue when it was submitted, until it is cancelled."""
+    folder = fake_slurm.folder
+    scripts = {
+        "sbatch": f"echo 77 >{folder}/queue\n{after_sbatch}\necho Submitted batch job 77",
+        "scancel": f"rm {folder}/queue",
+        "squeue": f'case "$*" in *%i*) ;; *) cat {folder}/queue 2>/dev/null ;; esac; true',  # none is held
+    }
+    for name, script in scripts.items():
+        (folder / name).write_text(f'#!/bin/sh\necho "$0 $@" >>{folder}/calls\n{script}\n')
+
+
+def test_who_waits_gives_up_when_the_jobs_have_ended_three_times_without_a_unit(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm
+) -> None:
+    out, request = tmp_path / "out.zarr", JobRequest(time="60")
+    plan_archive(noisy, tmp_path / "model", out, SETTINGS)
+    submit_workers(request, out, None)
+    with pytest.raises(JobError, match="the jobs ended 3 times without finishing anything"):
+        see_through(request, out, None)
+    assert len(fake_slurm.calls("sbatch")) == 3
+
+
+def test_what_is_cancelled_is_not_submitted_again_by_who_waits(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, request = tmp_path / "out.zarr", JobRequest(time="60")
+    plan_archive(noisy, tmp_path / "model", out, SETTINGS)
+    answer_as_a_queue(fake_slurm)
+    said = []
+    monkeypatch.setattr(job, "time", SimpleNamespace(sleep=lambda _: said.append(hpcdeq("cancel", out))))
+    for attempt in (1, 2):  # it may be submitted anew
+        submit_workers(request, out, None)
+        with pytest.raises(JobError, match="its jobs were cancelled; the same command goes on"):
+            see_through(request, out, None)
+        assert [done.stdout for done in said] == ["77\n"] * attempt
+        assert len(fake_slurm.calls("sbatch")) == attempt
+
+
+def test_what_is_cancelled_while_it_is_submitted_again_is_ended(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, request = tmp_path / "out.zarr", JobRequest(time="60")
+    plan_archive(noisy, tmp_path / "model", out, SETTINGS)
+    submit_workers(request, out, None)
+    marker = out.with_name("out.zarr.ledger") / "jobs/cancelled"
+    answer_as_a_queue(fake_slurm, after_sbatch=f"touch {marker}")
+    with pytest.raises(JobError, match="its jobs were cancelled"):
+        see_through(request, out, None)
+    assert len(fake_slurm.calls("sbatch")) == 2
+    assert fake_slurm.calls("scancel") == ["77"]
+
+
 @pytest.mark.slow
 def test_workers_on_nodes_write_the_same_and_a_dead_one_is_submitted_again(
     lab: Lab, noisy: Archive, tmp_path: Path
@@ -155,9 +212,9 @@ def test_workers_on_nodes_write_the_same_and_a_dead_one_is_submitted_again(
     jobs = out.with_name("out.zarr.ledger") / "jobs"
     until(lambda: any(jobs.glob("*_submission.sh")), lambda: "the submission", 60)
     (script,) = jobs.glob("*_submission.sh")
-    job = script.name.partition("_")[0]
-    until(lambda: bool(lab.tasks(job)), lambda: "workers", 60)
-    os.kill(lab.tasks(job)[0].pid, signal.SIGKILL)
+    number = script.name.partition("_")[0]
+    until(lambda: bool(lab.tasks(number)), lambda: "workers", 60)
+    os.kill(lab.tasks(number)[0].pid, signal.SIGKILL)
     said, talk = waiting.communicate(timeout=240)
     assert (waiting.returncode, said.strip()) == (0, str(out)), talk
     assert "submitted again as" in talk
