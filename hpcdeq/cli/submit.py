@@ -175,8 +175,9 @@ def denoise(
 ) -> None:
     """Denoise an archive as jobs, one a node, which need not run at the same time.
 
-    Each is queued again by itself at its time limit, and goes on. Prints the jobs' number (slurm) and returns, or waits and
-    prints the archive (local, debug, --wait). The same command, without --overwrite, continues what was ended.
+    Each is queued again by itself at its time limit, and goes on. Prints the number of the jobs (slurm; several if the site bounds
+    arrays) and returns, or waits and prints the archive (local, debug, --wait). The same command, without --overwrite, continues
+    what was ended.
     """
     request = _request("denoise", locals())
     settings = settings_of(locals())
@@ -204,10 +205,11 @@ def denoise(
         result(run_local(request, folder, denoise_job, str(out), 0, 1))
     else:
         jobs = submit_workers(request, out, max_parallel)
-        say(f"{len(jobs)} jobs are in the queue, from {jobs[0].id} to {jobs[-1].id}; their logs: {folder}")
+        arrays = list(dict.fromkeys(job.id.partition("_")[0] for job in jobs))
+        say(f"{len(jobs)} jobs are in the queue, of {', '.join(arrays)}; their logs: {folder}")
         if wait:
             see_through(request, out, max_parallel)
-        result(str(out) if wait else jobs[0].id.partition("_")[0])
+        result(str(out) if wait else "\n".join(arrays))
 
 
 def _request(verb: str, options: dict[str, Any]) -> Any:

@@ -141,6 +141,7 @@ def check_each(request: JobRequest, folder: Path, *, parallel: int) -> None:
     """
     sbatch_text(request, folder, parallel=parallel)
     _check_slurm_is_here()
+    _arrays(request.nodes, parallel)
     _check_own(folder)
 
 
@@ -175,26 +176,50 @@ def submit_each(
     Raises
     ------
     ConfigError
-        As `sbatch_text`.
+        As `sbatch_text`; or if there must be more arrays than jobs may run at a time.
     SubmissionError
-        If there is no SLURM here, or it refuses the jobs; with its words.
+        If there is no SLURM here, or it refuses some of the jobs; with its words. Then none is left in the queue.
     """
     executor = _slurm_executor(replace(request, nodes=1), folder, together=False)
     _check_slurm_is_here()
+    arrays = _arrays(len(items), parallel)
     _make_private(folder)
     from submitit.core.utils import FailedJobError
 
-    jobs = []
-    arrays = -(-len(items) // _largest_array())
+    jobs: list[Any] = []
     with _outside_of_any_job():
         for number in range(arrays):
             part = items[number::arrays]
-            executor.update_parameters(array_parallelism=max(1, parallel // arrays))
+            executor.update_parameters(array_parallelism=len(range(number, parallel, arrays)))
             try:
                 jobs += executor.map_array(_Task(work, together=False), *zip(*part, strict=True))
             except FailedJobError as error:
-                raise SubmissionError(f"sbatch did not take the job: {str(error).strip()}") from error
+                words = f"sbatch did not take the job: {str(error).strip()}"
+                if jobs:
+                    words += f"; {_take_back(jobs)}"
+                raise SubmissionError(words) from error
     return [Submitted(job.job_id, job.paths.stdout, job.paths.submission_file) for job in jobs]
+
+
+def _take_back(jobs: Sequence[Any]) -> str:
+    """End the arrays of some jobs; what became of them."""
+    taken = sorted({job.job_id.partition("_")[0] for job in jobs})
+    code, words = _slurm("scancel", *taken)
+    if code != 0:
+        return f"it took the others, and they could not be ended: scancel {' '.join(taken)}: {words}"
+    return f"the jobs that it took before are ended again: {', '.join(taken)}"
+
+
+def _arrays(jobs: int, parallel: int) -> int:
+    """How many arrays there must be."""
+    largest = _largest_array()
+    arrays = -(-jobs // largest)
+    if arrays > parallel:
+        raise ConfigError(
+            f"{jobs} jobs are {arrays} arrays, as this site lets one have {largest}: not fewer than {arrays} jobs can run at a "
+            f"time, got {parallel}; ask for at most {parallel * largest} jobs"
+        )
+    return arrays
 
 
 def _largest_array() -> int:

@@ -22,6 +22,7 @@ from hpcdeq.models import save_model
 from tests.conftest import add_scene, smooth_scene
 from tests.slurm.fake import FakeSlurm
 from tests.slurm.lab import ROOT, Lab, until
+from tests.slurm.test_submission import number_the_jobs
 from tests.unit.inference.test_bulk import bytes_of
 from tests.unit.inference.test_denoise import small_model
 
@@ -83,6 +84,13 @@ def test_workers_are_submitted_for_a_plan_that_is_in_the_ledger(
     )
     ended = hpcdeq("cancel", tmp_path / "out.zarr")
     assert (ended.returncode, ended.stdout) == (0, "77\n")
+
+
+def test_the_numbers_of_all_arrays_are_printed(noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm) -> None:
+    fake_slurm.answers("scontrol", "MaxArraySize            = 3")
+    number_the_jobs(fake_slurm)
+    done = hpcdeq(*command(tmp_path), "--time", "60", "--nodes", "5")
+    assert (done.returncode, done.stdout) == (0, "1\n2\n3\n"), done.stderr
 
 
 def test_workers_with_gpus_are_submitted_from_a_node_without_one(
