@@ -28,4 +28,6 @@ def cancel(
     if ended:
         result("\n".join(ended))
     else:
-        say("no job of it is in the queue")
+        say(
+            "no job of it is in the queue; processes of this machine are ended where they were started, with Ctrl-C"
+        )

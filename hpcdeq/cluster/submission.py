@@ -237,10 +237,10 @@ def queued(folder: Path) -> list[str]:
     SubmissionError
         If SLURM does not answer.
     """
-    _check_slurm_is_here()
     before = {path.name.split("_")[0] for path in folder.glob("*_submission.sh")}
-    if not before:
+    if not before:  # perhaps there is no SLURM here
         return []
+    _check_slurm_is_here()
     code, words = _slurm("squeue", "--noheader", "--me", "--format=%F")
     if code != 0:
         raise SubmissionError(f"squeue does not answer: {words}")

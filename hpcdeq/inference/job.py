@@ -20,6 +20,7 @@ from hpcdeq.cluster.submission import (
 from hpcdeq.console import say
 from hpcdeq.errors import JobError, PartialFailureError, SubmissionError
 from hpcdeq.inference.bulk import denoise_share
+from hpcdeq.inference.ledger import ledger_folder
 from hpcdeq.inference.status import status_of
 
 _LOOK_SECONDS, _LONGEST_LOOK_SECONDS = (
@@ -64,7 +65,7 @@ def denoise_job(out: str, job: int, jobs: int) -> str:
 
 def jobs_folder(out: Path) -> Path:
     """Where the logs and the submissions of an output archive's jobs lie."""
-    return out.with_name(f"{out.name}.ledger") / "jobs"
+    return ledger_folder(out) / "jobs"
 
 
 def check_workers(request: JobRequest, out: Path, parallel: int | None) -> None:

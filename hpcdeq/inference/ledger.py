@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdeq.archive import Archive
+from hpcdeq.archive.store import beside
 from hpcdeq.errors import ConfigError
 from hpcdeq.inference.plan import ScenePlan, Unit
 from hpcdeq.inference.tiles import Convergence, DenoiseSettings, TileSolution
@@ -65,6 +66,11 @@ class Complete:
     """What its user should know."""
 
 
+def ledger_folder(out: Path) -> Path:
+    """Return where the ledger of an output archive lies."""
+    return beside(out, "ledger")
+
+
 class Ledger:
     """What is done of an output archive.
 
@@ -76,7 +82,7 @@ class Ledger:
 
     def __init__(self, out: Archive) -> None:
         self.out = out
-        self.folder = out.path.with_name(f"{out.path.name}.ledger")
+        self.folder = ledger_folder(out.path)
         self._seen: tuple[int, int, set[tuple[str, str]]] | None = None
 
     def begin(self, job: Job) -> None:

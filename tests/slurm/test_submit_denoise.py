@@ -39,11 +39,13 @@ def noisy(tmp_path: Path) -> Archive:
     return archive
 
 
-def hpcdeq(*words: str | Path, environ: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+def hpcdeq(
+    *words: str | Path, environ: Mapping[str, str] | None = None, cwd: Path = ROOT
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "hpcdeq", *map(str, words)],
         env={**(os.environ if environ is None else environ), "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
+        cwd=cwd,
         capture_output=True,
         text=True,
         check=False,
@@ -91,6 +93,31 @@ def test_the_numbers_of_all_arrays_are_printed(noisy: Archive, tmp_path: Path, f
     number_the_jobs(fake_slurm)
     done = hpcdeq(*command(tmp_path), "--time", "60", "--nodes", "5")
     assert (done.returncode, done.stdout) == (0, "1\n2\n3\n"), done.stderr
+
+
+@pytest.mark.parametrize("verb", ["status", "cancel", "verify", "repair"])
+def test_the_archive_may_be_the_folder_that_one_is_in(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm, monkeypatch: pytest.MonkeyPatch, verb: str
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(noisy, tmp_path / "model", out, SETTINGS)
+    (tmp_path / "out.zarr.ledger/jobs").mkdir()
+    expected = bytes_of(out)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for place in ("", "scene0"):
+        done = hpcdeq(verb, ".." if place else ".", cwd=out / place)
+        assert done.returncode == 0, done.stderr
+    assert bytes_of(out) == expected
+
+
+def test_processes_of_this_machine_are_cancelled_without_slurm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out.zarr.ledger/jobs").mkdir(parents=True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    done = hpcdeq("cancel", tmp_path / "out.zarr")
+    assert done.returncode == 0, done.stderr
+    assert "no job of it is in the queue; processes of this machine are ended where" in done.stderr
 
 
 def test_workers_with_gpus_are_submitted_from_a_node_without_one(
