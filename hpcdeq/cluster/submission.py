@@ -501,7 +501,7 @@ def _slurm_executor(request: JobRequest, folder: Path, *, together: bool = True)
 
 
 def _check_slurm_is_here() -> None:
-    if shutil.which("sbatch") is None:
+    if not is_slurm_here():
         raise SubmissionError(
             "sbatch is not on PATH: submit from a login node of the cluster; --dry-run and --cluster local need no SLURM"
         )
@@ -526,6 +526,11 @@ def _make_private(folder: Path) -> None:
     except FileExistsError:
         _check_own(folder)
     folder.chmod(0o700)
+
+
+def is_slurm_here() -> bool:
+    """Whether jobs could be submitted, and seen, from this machine."""
+    return shutil.which("sbatch") is not None
 
 
 def check_not_queued(folder: Path, run: Path, *, can_follow: bool) -> None:

@@ -74,7 +74,7 @@ def check_workers(request: JobRequest, out: Path, parallel: int | None) -> None:
     Parameters and errors are those of `submit_workers`.
     """
     check_each(request, jobs_folder(out), parallel=parallel or request.nodes)
-    _check_no_workers(out)
+    check_no_workers(out)
 
 
 def submit_workers(request: JobRequest, out: Path, parallel: int | None) -> list[Submitted]:
@@ -101,7 +101,7 @@ def submit_workers(request: JobRequest, out: Path, parallel: int | None) -> list
 
 
 def _submit(request: JobRequest, out: Path, parallel: int | None) -> list[Submitted]:
-    _check_no_workers(out)
+    check_no_workers(out)
     items = [(str(out.absolute()), job, request.nodes) for job in range(request.nodes)]
     return submit_each(request, jobs_folder(out), denoise_job, items, parallel=parallel or request.nodes)
 
@@ -163,8 +163,16 @@ def see_through(request: JobRequest, out: Path, parallel: int | None) -> None:
         raise PartialFailureError("not denoised: " + ", ".join(failed))
 
 
-def _check_no_workers(out: Path) -> None:
-    # No worker starts after others: the plan is made now, and would remove what they write.
+def check_no_workers(out: Path) -> None:
+    """See that no workers of an output archive are in the queue.
+
+    Raises
+    ------
+    ConfigError
+        If there are some. They cannot be followed: what is planned, or taken out of the archive, is so at once.
+    SubmissionError
+        If there is no SLURM here, or it does not answer.
+    """
     check_not_queued(jobs_folder(out), out, can_follow=False)
 
 

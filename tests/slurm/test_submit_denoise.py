@@ -110,6 +110,34 @@ def test_the_archive_may_be_the_folder_that_one_is_in(
     assert bytes_of(out) == expected
 
 
+def test_what_jobs_write_is_not_repaired_meanwhile(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm
+) -> None:
+    out = tmp_path / "out.zarr"
+    plan_archive(noisy, tmp_path / "model", out, SETTINGS)
+    submit_workers(JobRequest(time="60"), out, None)
+    fake_slurm.answers("squeue", "77")
+    done = hpcdeq("repair", out)
+    assert done.returncode == 2
+    assert f"{out} is queued or running already as job 77" in done.stderr
+    assert open_archive(out).names() == []
+    fake_slurm.answers("squeue", "78")
+    done = hpcdeq("repair", out)
+    assert done.returncode == 0, done.stderr
+    assert open_archive(out).names() == noisy.names()
+
+
+def test_a_scene_that_the_ledger_has_lost_is_not_said_to_have_no_files(
+    noisy: Archive, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(noisy, tmp_path / "model", out, SETTINGS)
+    (tmp_path / "out.zarr.ledger/complete/scene1.json").unlink()
+    done = hpcdeq("verify", out)
+    assert (done.returncode, done.stdout) == (3, "scene1: not in the ledger\n")
+    assert "error: 1 scenes have missing or changed files, or are not in the ledger: scene1;" in done.stderr
+
+
 def test_processes_of_this_machine_are_cancelled_without_slurm(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
