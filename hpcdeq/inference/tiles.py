@@ -269,11 +269,12 @@ def _denoise_each(
     which takes half of the time on cores that others use too.
     """
     if not _on_cpu(model):
+        too_large: set[int] = set()
         for _, alike in groupby(
             cuts, key=np.shape
         ):  # the tile of a scene smaller than a block is smaller too
             for batch in _in_batches(alike, settings.batch):
-                yield from _denoise_filled(model, batch, settings.batch, settings.codes)
+                yield from _denoise_filled(model, batch, settings.batch, settings.codes, too_large)
         return
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -296,10 +297,13 @@ def _in_batches(cuts: Iterable[Floats], size: int) -> Iterator[list[Floats]]:
         yield batch
 
 
-def _denoise_filled(model: SparseDenoiser, cuts: list[Floats], size: int, codes: bool) -> list[_Tile]:
+def _denoise_filled(
+    model: SparseDenoiser, cuts: list[Floats], size: int, codes: bool, too_large: set[int]
+) -> list[_Tile]:
     """Denoise tiles in batches of one size, filled up, as a GPU rounds by the shape of the batch.
 
-    Where the memory does not suffice the size is halved for these tiles: the result then differs by rounding.
+    Where the memory does not suffice the size is halved for these tiles: the result then differs by rounding. Of sizes that are
+    noted in ``too_large`` this was said before.
     """
     try:
         found: list[_Tile] = []
@@ -311,8 +315,13 @@ def _denoise_filled(model: SparseDenoiser, cuts: list[Floats], size: int, codes:
         if size == 1:
             raise MemoryError(f"a single tile does not fit the GPU's memory: {error}") from error
     torch.cuda.empty_cache()
-    say(f"a batch of {size} tiles does not fit the GPU's memory: taken in two; choose --batch {size // 2}")
-    return _denoise_filled(model, cuts, size // 2, codes)
+    if size not in too_large:
+        too_large.add(size)
+        say(
+            f"a batch of {size} tiles does not fit the GPU's memory: taken in two, as are all that do not fit; --batch {size // 2} "
+            "is faster, but denoises again what is there"
+        )
+    return _denoise_filled(model, cuts, size // 2, codes, too_large)
 
 
 def _on_cpu(model: SparseDenoiser) -> bool:
