@@ -88,15 +88,18 @@ def plan_archive(
             say(f"{name}: {error}")
     denoised = open_archive(out, create=True)
     ledger = Ledger(denoised)
+    there, left = [], []
     for plan in plans:
-        there = denoised.fingerprint(plan.name)
+        found = denoised.fingerprint(plan.name)
         if overwrite:
             ledger.forget(plan)
             denoised.remove(plan.name)
-        elif there not in (None, plan.fingerprint):
+        elif found not in (None, plan.fingerprint):
             say(f"{plan.name}: denoised before with another model, settings or input; denoising it again")
+        (there if found == plan.fingerprint and not overwrite else left).append(plan)
+    plans = there + left
     denoised.sweep({denoised.shared_path(plan.name, plan.fingerprint) for plan in plans})
-    ledger.begin(Job(archive.path, model_folder, settings, plans))
+    ledger.begin(Job(archive.path, model_folder, settings, plans, len(there)))
     for name, reason in failed.items():
         ledger.fail(name, reason)
     denoised.close()
@@ -124,7 +127,8 @@ def denoise_share(out: Path, worker: int = 0, workers: int = 1, local_rank: int 
     """
     run = Worker(out, local_rank)
     with stop_requests() as stop:
-        run.denoise(share_of(run.job.scenes, worker, workers), stop)
+        parts = run.job.scenes[: run.job.there], run.job.scenes[run.job.there :]
+        run.denoise([unit for part in parts for unit in share_of(part, worker, workers)], stop)
     return run.report
 
 

@@ -34,6 +34,8 @@ class Job:
     model: Path
     settings: DenoiseSettings
     scenes: Sequence[ScenePlan]
+    there: int = 0
+    """How many of the scenes, the first ones, were in the archive when this was planned: the rest is shared out by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +104,7 @@ class Ledger:
                 "model": str(job.model.absolute()),
                 "settings": asdict(job.settings),
                 "scenes": [astuple(scene) for scene in job.scenes],
+                "there": job.there,
             },
         )
 
@@ -129,7 +132,7 @@ class Ledger:
             for values in stored["scenes"]
         ]
         settings = DenoiseSettings(**stored["settings"])
-        return Job(Path(stored["archive"]), Path(stored["model"]), settings, scenes)
+        return Job(Path(stored["archive"]), Path(stored["model"]), settings, scenes, stored.get("there", 0))
 
     def wants(self, scene: ScenePlan) -> bool:
         """Whether the scene is still to be made by this plan: a newer one may have come meanwhile."""

@@ -382,3 +382,18 @@ def test_a_device_that_this_machine_lacks_overwrites_nothing(
     with pytest.raises(ConfigError, match="torch sees no CUDA device"):
         denoise_archive(archive, model_folder, out, DenoiseSettings(device="cuda"), overwrite=True)
     assert bytes_of(out) == expected
+
+
+def test_what_is_added_to_a_finished_archive_is_shared_by_all_workers(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    before = bytes_of(out)
+    for i in range(4):  # the last by name, and less than a half of all
+        add_scene(archive, f"zz{i}", smooth_scene(9 + i, 7, 70, 60))
+    plan_archive(archive, model_folder, out, SETTINGS)
+    reports = [denoise_share(out, worker, 4) for worker in range(4)]
+    assert [report.done for report in reports] == [["zz0"], ["zz1"], ["zz2"], ["zz3"]]
+    assert {name for report in reports for name in report.skipped} == {"scene0", "scene1", "scene2"}
+    assert {name: bytes_of(out)[name] for name in before} == before
