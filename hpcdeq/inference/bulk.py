@@ -15,7 +15,7 @@ from hpcdeq.cluster.signals import stop_requests
 from hpcdeq.console import say
 from hpcdeq.errors import ConfigError, HpcdeqError
 from hpcdeq.inference.ledger import Job, Ledger
-from hpcdeq.inference.plan import plan_of, share_of
+from hpcdeq.inference.plan import ScenePlan, plan_of, share_of
 from hpcdeq.inference.tiles import DenoiseSettings, set_up
 from hpcdeq.inference.worker import DenoiseReport, Worker
 from hpcdeq.models import load_model
@@ -88,7 +88,8 @@ def plan_archive(
             say(f"{name}: {error}")
     denoised = open_archive(out, create=True)
     ledger = Ledger(denoised)
-    there, left = [], []
+    there: list[ScenePlan] = []
+    left: list[ScenePlan] = []
     for plan in plans:
         found = denoised.fingerprint(plan.name)
         if overwrite:
