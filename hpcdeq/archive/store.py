@@ -59,7 +59,7 @@ class Archive:
     @property
     def staging(self) -> Path:
         """Folder beside the archive for scenes that are not complete yet."""
-        return self.path.with_name(f"{self.path.name}.staging")
+        return beside(self.path, "staging")
 
     def draft(self, name: str, header: SceneHeader) -> SceneDraft:
         """Begin a scene of your own: aside, under a name that no other process uses."""
@@ -151,6 +151,12 @@ class Archive:
         """
         with contextlib.suppress(OSError):  # another process writes there, or it never existed
             self.staging.rmdir()
+
+
+def beside(archive: Path, kind: str) -> Path:
+    """Folder of a kind beside an archive, named after it."""
+    path = Path(os.path.abspath(archive))  # noqa: PTH100 - that of `.` has a name, and links stay links
+    return path.with_name(f"{path.name}.{kind}")
 
 
 def open_archive(path: Path | str, *, create: bool = False) -> Archive:

@@ -87,7 +87,7 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
     scene
         The noisy scene.
     model, weights
-        What denoises it, from `hpcdeq.inference.tiles.prepare`; and the digest of its weights.
+        What denoises it, from `hpcdeq.inference.tiles.set_up`; and the digest of its weights.
     settings
         How it is applied.
 
@@ -109,7 +109,8 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
         "overlap": settings.overlap_of(model),
         "codes": settings.codes,
         "dtype": settings.dtype,
-        "batch": settings.batch if settings.device != "cpu" else None,  # by which a GPU rounds
+        # By which a GPU rounds; who plans cannot know what auto will be.
+        "batch": settings.batch if settings.device != "cpu" else None,
         "input": scene.digest,
         "scale_factor": scene.scale_factor,
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -178,6 +179,8 @@ def test_a_disk_that_cannot_be_written_ends_the_run_and_the_same_command_goes_on
         "sys.argv[0] = 'hpcdeq'; runpy.run_module('hpcdeq', run_name='__main__')",
         *("denoise", archive.path, "--model", model_folder, "--out", out, "--device", "cpu"),
     ]
+    done = subprocess.run([*command, "--overwrite"], capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1].endswith("; leave out --overwrite to go on: with it, all begins anew")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "File too large" in done.stderr.splitlines()[-1]
@@ -379,3 +382,30 @@ def test_other_noise_of_the_same_size_is_denoised_again(tmp_path: Path, model_fo
         assert denoise_archive(archive, model_folder, out, SETTINGS).done == ["scene"]
         results.append(open_archive(out)["scene"].read())
     assert not np.array_equal(*results)
+
+
+def test_a_device_that_this_machine_lacks_overwrites_nothing(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    expected = bytes_of(out)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="torch sees no CUDA device"):
+        denoise_archive(archive, model_folder, out, DenoiseSettings(device="cuda"), overwrite=True)
+    assert bytes_of(out) == expected
+
+
+def test_what_is_added_to_a_finished_archive_is_shared_by_all_workers(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    before = bytes_of(out)
+    for i in range(4):  # the last by name, and less than a half of all
+        add_scene(archive, f"zz{i}", smooth_scene(9 + i, 7, 70, 60))
+    plan_archive(archive, model_folder, out, SETTINGS)
+    reports = [denoise_share(out, worker, 4) for worker in range(4)]
+    assert [report.done for report in reports] == [["zz0"], ["zz1"], ["zz2"], ["zz3"]]
+    assert {name for report in reports for name in report.skipped} == {"scene0", "scene1", "scene2"}
+    assert {name: bytes_of(out)[name] for name in before} == before
