@@ -155,6 +155,35 @@ def test_all_damage_is_found_and_mended_and_nothing_else_is_touched(
         assert nothing_is_left_over(out)
 
 
+@pytest.mark.parametrize("lost", ["radiance/c/0/1/0", "valid_mask/c/1/0"])
+def test_a_lost_file_of_an_input_changes_no_pixel(model_folder: Path, tmp_path: Path, lost: str) -> None:
+    """Units of neighbouring shards read it too; Zarr would give them zeros."""
+    archive = open_archive(tmp_path / "noisy.zarr", create=True)
+    valid = np.ones((585, 70), bool)
+    valid[300:330, 10:20] = False
+    add_scene(archive, "s", np.where(valid, smooth_scene(0, 7, *valid.shape), 0), valid)
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
+    out, file = tmp_path / "out.zarr", archive.path / "s" / lost
+    plan_archive(archive, model_folder, out, SETTINGS)
+    file.rename(tmp_path / "kept")
+    report = denoise_share(out)
+    assert f"{lost}" in report.failed["s"]
+    assert open_archive(out).names() == []
+    (tmp_path / "kept").rename(file)
+    assert denoise_archive(archive, model_folder, out, SETTINGS).done == ["s"]
+    assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+
+
+def test_a_damaged_coordinate_fails_a_scene_alone(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    file = archive.path / "scene1/wavelength/c/0"
+    file.write_bytes(file.read_bytes()[:5])
+    report = denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
+    assert report.done == ["scene0", "scene2"]
+    assert "cannot read wavelength" in report.failed["scene1"]
+
+
 def test_a_lost_scene_is_found_and_made_again(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
     out = tmp_path / "out.zarr"
     denoise_archive(archive, model_folder, out, SETTINGS)
