@@ -86,11 +86,25 @@ class Scene:
 
     @property
     def digest(self) -> str:
-        """Changes when the stored pixels do. Quicker than `content_sha256`, but another one if the same pixels are written anew."""
-        found = hashlib.sha256()
-        for file in sorted((self.path / SHARD_CHECKSUM).rglob("*")):
-            if file.is_file():
-                found.update(file.read_bytes())
+        """Changes when anything that is stored does: pixels, mask, coordinates, scale or attributes. No pixel is read for it.
+
+        Raises
+        ------
+        SceneError
+            If files of the checksums, the mask or the coordinates are missing.
+        """
+        told = (self._shape, self._shard_shape, self.dtype.str, self.scale_factor, self._attributes)
+        found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        try:
+            for name in (SHARD_CHECKSUM, layout.VALID_MASK, layout.WAVELENGTH, layout.FWHM):
+                if name == SHARD_CHECKSUM or self._has(name):
+                    for file in (self.path / name / "zarr.json", *self._files(name)):
+                        content = file.read_bytes()
+                        found.update(f"{file.relative_to(self.path)} {len(content)} ".encode() + content)
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise SceneError(
+                f"scene {self.name}: cannot read {name}: {error}; ingest the scene again"
+            ) from error
         return found.hexdigest()
 
     @property
@@ -119,7 +133,7 @@ class Scene:
     @property
     def has_mask(self) -> bool:
         """Whether some pixels hold no data."""
-        return (self.path / layout.VALID_MASK / "zarr.json").is_file()
+        return self._has(layout.VALID_MASK)
 
     def valid_mask(self, window: Window | None = None) -> NDArray[np.bool_]:
         """(y, x), False where a pixel holds no data.
@@ -308,7 +322,10 @@ class Scene:
             )
 
     def _optional(self, name: str) -> NDArray[Any] | None:
-        return self._beside(name) if (self.path / name / "zarr.json").is_file() else None
+        return self._beside(name) if self._has(name) else None
+
+    def _has(self, name: str) -> bool:
+        return (self.path / name / "zarr.json").is_file()
 
     def _beside(self, name: str, where: tuple[slice, ...] | None = None) -> NDArray[Any]:
         """Read an array beside the pixels, or a part of it."""

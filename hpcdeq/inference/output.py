@@ -287,6 +287,6 @@ class Output:
 def _are_intact(folder: Path, files: list[Path], record: Record) -> bool:
     """Whether files are on disk as they were written."""
     try:
-        return all(crc32c_of(file) == record.checksums[str(file.relative_to(folder))] for file in files)
+        return all(crc32c_of(file) == record.checksums.get(str(file.relative_to(folder))) for file in files)
     except FileNotFoundError:
         return False

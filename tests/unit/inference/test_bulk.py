@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -172,6 +173,60 @@ def test_a_lost_file_of_an_input_changes_no_pixel(model_folder: Path, tmp_path: 
     (tmp_path / "kept").rename(file)
     assert denoise_archive(archive, model_folder, out, SETTINGS).done == ["s"]
     assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+
+
+def _with_mask(archive: Archive, folder: Path) -> None:
+    pixels = archive["scene1"].read()
+    add_scene(archive, "scene1", pixels, valid=pixels[0] > 0.2)
+
+
+def _with_other_mask(archive: Archive, folder: Path) -> None:
+    add_scene(archive, "scene1", archive["scene1"].read(), valid=np.indices((70, 90))[0] > 5)
+
+
+def _with_other_attributes(archive: Archive, folder: Path) -> None:
+    file = archive.path / "scene1/zarr.json"
+    file.write_text(file.read_text().replace('"source": "scene1"', '"source": "another"'))
+
+
+def _with_other_wavelengths(archive: Archive, folder: Path) -> None:
+    zarr.open_group(archive["scene1"].path, mode="r+")["wavelength"][0] = 395.0  # type: ignore[index]
+
+
+def _with_another_support(archive: Archive, folder: Path) -> None:
+    """The same weights."""
+    card = json.loads((folder / "model.json").read_text())
+    card["settings"]["support"]["size"] = 4
+    (folder / "model.json").write_text(json.dumps(card))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_with_mask, _with_other_mask, _with_other_attributes, _with_other_wavelengths, _with_another_support],
+)
+def test_what_decides_a_byte_of_the_output_makes_it_anew(
+    archive: Archive, model_folder: Path, tmp_path: Path, change: Callable[[Archive, Path], None]
+) -> None:
+    out = tmp_path / "out.zarr"
+    if change is _with_other_mask:
+        _with_mask(archive, model_folder)
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    change(archive, model_folder)
+    assert "scene1" in denoise_archive(archive, model_folder, out, SETTINGS).done
+    denoise_archive(archive, model_folder, tmp_path / "expected.zarr", SETTINGS)
+    assert bytes_of(out) == bytes_of(tmp_path / "expected.zarr")
+    assert denoise_archive(archive, model_folder, out, SETTINGS).done == []
+
+
+@pytest.mark.parametrize("lost", ["shard_checksum", "shard_checksum/c/0/0", "wavelength/c/0"])
+def test_a_scene_of_which_it_cannot_be_told_what_it_holds_is_not_planned(
+    archive: Archive, model_folder: Path, tmp_path: Path, lost: str
+) -> None:
+    path = archive.path / "scene1" / lost
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    report = denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
+    assert report.done == ["scene0", "scene2"]
+    assert f"scene scene1: cannot read {lost.partition('/')[0]}" in report.failed["scene1"]
 
 
 def test_a_damaged_coordinate_fails_a_scene_alone(
