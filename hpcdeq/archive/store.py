@@ -18,7 +18,7 @@ from hpcdeq.archive import layout
 from hpcdeq.archive.draft import SceneDraft
 from hpcdeq.archive.layout import SceneHeader
 from hpcdeq.archive.scene import Scene
-from hpcdeq.errors import ArchiveError, ArchiveNotFoundError
+from hpcdeq.errors import ArchiveError, ArchiveNotFoundError, SceneError
 
 _STALE_SECONDS = 24 * 3600.0
 
@@ -85,11 +85,20 @@ class Archive:
             As those of `shared_draft`.
         damaged
             Files that are missing or have other bytes than were written, by their paths inside the scene.
+
+        Raises
+        ------
+        SceneError
+            If one of them is no file of a scene.
         """
+        for file in damaged:
+            if Path(file).is_absolute() or ".." in Path(file).parts or not Path(file).parts:
+                raise SceneError(f"{file!r} is not a file of scene {name}")
         self.staging.mkdir(exist_ok=True)
-        path = self.shared_path(name, fingerprint)
-        with contextlib.suppress(FileNotFoundError):
-            (self.path / layout.check_name(name)).rename(path)
+        visible, path = self.path / layout.check_name(name), self.shared_path(name, fingerprint)
+        if visible.exists():
+            self.discard(path)  # a copy of a worker may have left it; the scene in the archive is more
+            visible.rename(path)
         return SceneDraft(self, name, header, path, fingerprint, damaged)
 
     def shared_path(self, name: str, fingerprint: str) -> Path:
@@ -110,9 +119,13 @@ class Archive:
     def remove(self, name: str) -> None:
         """Remove a complete scene, if there is one."""
         self.staging.mkdir(exist_ok=True)
-        aside = self.attempt(name)
+        self.discard(self.path / layout.check_name(name))
+
+    def discard(self, path: Path) -> None:
+        """Remove a scene or a draft, if it is there: moved aside first, as nobody must go on with what a kill leaves of it."""
+        aside = self.attempt(path.name.partition("@")[0])
         with contextlib.suppress(FileNotFoundError):
-            (self.path / layout.check_name(name)).rename(aside)
+            path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
     def attempt(self, name: str) -> Path:
@@ -136,7 +149,7 @@ class Archive:
             owner = left.name.partition("@")[2].rsplit(".", 2)
             if len(owner) != 3:  # a shared draft, which waits to be gone on with
                 if wanted is not None and left not in wanted:
-                    shutil.rmtree(left, ignore_errors=True)
+                    self.discard(left)
                 continue
             host, pid, _ = owner
             dead = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()

@@ -5,7 +5,6 @@ Two copies of one worker do no harm: they write the same bytes, and what one fin
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,7 +156,8 @@ class Output:
         except FencedError:
             raise
         except Exception as error:
-            if not self.is_visible(plan) and not (unit and self.is_written(unit)):
+            # In this order: the other may make it visible in between.
+            if not (unit and self.is_written(unit)) and not self.is_visible(plan):
                 self._check_wanted(plan)
                 if isinstance(error, OSError) and not isinstance(error, HpcdeqError):
                     raise StorageError(
@@ -167,16 +167,18 @@ class Output:
         with self._lock:
             if self.is_visible(plan):
                 self._drafts.pop(plan.name, None)
-                left = self.archive.shared_path(plan.name, plan.fingerprint)
-                shutil.rmtree(left, ignore_errors=True)  # what was written since then
+                self._discard(plan)  # what was written since then
         return done
 
     def _check_wanted(self, plan: ScenePlan) -> None:
         if not self.ledger.wants(plan):
-            shutil.rmtree(self.archive.shared_path(plan.name, plan.fingerprint), ignore_errors=True)
+            self._discard(plan)
             raise FencedError(
                 f"{plan.name}: another plan was made for {self.archive.path} meanwhile; this one ends"
             )
+
+    def _discard(self, plan: ScenePlan) -> None:
+        self.archive.discard(self.archive.shared_path(plan.name, plan.fingerprint))
 
     def _write(
         self, unit: Unit, found: DenoisedWindow, valid: NDArray[np.bool_] | None, noise: list[float]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import random
@@ -21,7 +22,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdeq.archive import Archive, Scene, SceneHeader, open_archive
-from hpcdeq.errors import ConfigError, FencedError, PreemptedError, SceneError
+from hpcdeq.archive.layout import FINGERPRINT
+from hpcdeq.errors import ConfigError, FencedError, PreemptedError, SceneError, StorageError
 from hpcdeq.inference import (
     DenoiseSettings,
     bulk,
@@ -33,9 +35,10 @@ from hpcdeq.inference import (
     verify,
     worker,
 )
-from hpcdeq.inference.ledger import Ledger, Record
+from hpcdeq.inference.ledger import Complete, Ledger, Record
 from hpcdeq.inference.output import Output
-from hpcdeq.inference.plan import ScenePlan, share_of
+from hpcdeq.inference.plan import ScenePlan, Unit, share_of
+from hpcdeq.inference.tiles import Convergence
 from hpcdeq.models import save_model
 from hpcdeq.tiling import Window
 from tests.conftest import add_scene, smooth_scene
@@ -344,6 +347,137 @@ def test_what_another_plan_has_begun_is_swept(
     plan_archive(archive, model_folder, out, DenoiseSettings(device="cpu", iterations=1))
     assert nothing_is_left_over(out)
     assert not list(out.with_name("out.zarr.ledger").rglob("units/*/*/*.json"))
+
+
+def _all_units_and_no_scene(
+    archive: Archive, model_folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(bulk.Ledger, "finished", lambda *_: False)
+        denoise_archive(archive, model_folder, out, SETTINGS)
+
+
+@pytest.mark.parametrize("damage", ["lose", "tear"])
+@pytest.mark.parametrize(
+    "file", ["zarr.json", "radiance/zarr.json", "wavelength/c/0", "shard_checksum/zarr.json"]
+)
+def test_a_draft_that_was_half_removed_or_torn_is_gone_on_with(
+    archive: Archive,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    file: str,
+    damage: str,
+) -> None:
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
+    out = tmp_path / "out.zarr"
+    _all_units_and_no_scene(archive, model_folder, out, monkeypatch)
+    for draft in out.with_name("out.zarr.staging").iterdir():
+        (draft / file).unlink() if damage == "lose" else (draft / file).write_bytes(b"")
+    report = denoise_archive(archive, model_folder, out, SETTINGS)
+    assert report.failed == {}
+    assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+    assert nothing_is_left_over(out)
+
+
+def test_a_kill_leaves_no_half_of_a_draft_that_is_swept(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.zarr"
+    _all_units_and_no_scene(archive, model_folder, out, monkeypatch)
+    drafts = list(out.with_name("out.zarr.staging").iterdir())
+    with monkeypatch.context() as killed:
+        killed.setattr(shutil, "rmtree", lambda *_, **__: None)
+        Archive(out).sweep(())
+    assert not any(draft.exists() for draft in drafts)
+
+
+def test_a_copy_that_completes_a_scene_does_not_break_another_at_it(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It removes what is half written in the scene while the other writes the checksums."""
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
+    out = tmp_path / "out.zarr"
+    _all_units_and_no_scene(archive, model_folder, out, monkeypatch)
+    one, other = worker.Worker(out), worker.Worker(out)
+    replace, met = Path.replace, []
+
+    def replaced(file: Path, target: Path) -> Path:
+        if "shard_checksum" in str(file) and not met:
+            met.append(True)
+            scene = next(s for s in one.job.scenes if s.name in str(target))
+            told = Complete(
+                fingerprint="", checksums={}, convergence=Convergence(), masked=0, noise=0.0, remarks=[]
+            )
+            one.output._record_complete(one.output._draft(scene), scene, told, {})
+        return replace(file, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    for scene in other.job.scenes:
+        other.output.finish(scene)
+    assert met
+    assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+
+
+def test_a_copy_that_makes_a_scene_visible_does_not_fail_another_that_looks_for_its_unit(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out.zarr"
+    _all_units_and_no_scene(archive, model_folder, out, monkeypatch)
+    one, other = worker.Worker(out), worker.Worker(out)
+    plan = one.job.scenes[1]
+    is_written = Output.is_written
+
+    def slow(output: Output, unit: Unit) -> bool:
+        one.output.finish(plan)
+        return is_written(output, unit)
+
+    def breaks() -> None:
+        raise SceneError("taken away")
+
+    monkeypatch.setattr(Output, "is_written", slow)
+    assert other.output._unless_done(plan, breaks, next(plan.units())) is None
+    assert one.output.is_visible(plan)
+
+
+def test_a_full_disk_leaves_no_scene_without_the_map_of_its_tiles(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
+    out, rename = tmp_path / "out.zarr", Path.rename
+
+    def full(source: Path, target: Path) -> Path:
+        if source.name == "tile_residual":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(source, target)
+
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "rename", full)
+        with pytest.raises(StorageError, match="No space left"):
+            denoise_archive(archive, model_folder, out, SETTINGS)
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+    assert nothing_is_left_over(out)
+
+
+def test_a_draft_beside_a_damaged_scene_does_not_hinder_its_repair(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    """A copy of a worker, killed before it found that the scene was done, leaves it."""
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    expected = bytes_of(out)
+    scene = open_archive(out)["scene1"]
+    shard = scene.shard_path(next(scene.shards()))
+    shard.write_bytes(b"damaged")
+    left = Archive(out).shared_path("scene1", scene.attributes[FINGERPRINT])
+    (left / "radiance/c/0/0").mkdir(parents=True)
+    (left / "radiance/c/0/0/0").write_text("half")
+    (left / "strange").write_text("")
+    _, report = repair_archive(out)
+    assert report.failed == {}
+    assert bytes_of(out) == expected
+    assert nothing_is_left_over(out)
 
 
 def test_a_hiccup_of_the_file_system_is_no_failure(
