@@ -56,6 +56,23 @@ class Archive:
         """Open every scene."""
         return [self[name] for name in self]
 
+    def has_root(self) -> bool:
+        """Whether there is a root group, of this schema or another."""
+        try:
+            return "hpcdeq_schema" in zarr.open_group(self.path, mode="r", zarr_format=3).attrs
+        except Exception:  # of damaged metadata Zarr raises whatever it likes
+            return False
+
+    def make_root(self) -> None:
+        """Write the root group; scenes that are there stay."""
+        # Aside: what a killed process has half made could neither be opened nor made again.
+        making = self.attempt("root")
+        zarr.create_group(making, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
+        self.path.mkdir(parents=True, exist_ok=True)
+        (making / "zarr.json").replace(self.path / "zarr.json")
+        shutil.rmtree(making)
+        self.close()
+
     @property
     def staging(self) -> Path:
         """Folder beside the archive for scenes that are not complete yet."""
@@ -185,13 +202,7 @@ def open_archive(path: Path | str, *, create: bool = False) -> Archive:
     """
     path = Path(path)
     if create and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
-        # Aside: what a killed process has half made could neither be opened nor made again.
-        making = Archive(path).attempt("root")
-        zarr.create_group(making, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
-        path.mkdir(parents=True, exist_ok=True)
-        (making / "zarr.json").replace(path / "zarr.json")
-        shutil.rmtree(making)
-        Archive(path).close()
+        Archive(path).make_root()
     if not path.exists():
         raise ArchiveNotFoundError(
             f"no archive at {path}; make one with: hpcdeq ingest RAW... --archive {path}"

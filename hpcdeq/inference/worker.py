@@ -154,6 +154,13 @@ class Worker:
                 self._finish(plan)
         self._sweep()
 
+    def reopen(self, plan: ScenePlan, damaged: list[str]) -> None:
+        """Take a scene out of the archive, to write it again where files are damaged; it stays if its input cannot be read."""
+        try:
+            self.output.reopen(plan, damaged)
+        except _SCENE_ERRORS as error:
+            self._fail(plan, error)
+
     def _finish(self, plan: ScenePlan) -> None:
         """Count a scene; one that was killed between its last record and the end is made visible."""
         try:
@@ -164,8 +171,8 @@ class Worker:
             self.report.done.append(plan.name)
 
     def _sweep(self) -> None:
-        """Remove all that is left aside when everything is done."""
-        if all(map(self.output.is_visible, self.job.scenes)):
+        """Remove all that is left aside when everything is done, also of a newer plan."""
+        if all(map(self.output.is_visible, self.ledger.job().scenes)):
             shutil.rmtree(self.output.archive.staging, ignore_errors=True)
 
     def _read(self, unit: Unit) -> _Input:
@@ -236,7 +243,8 @@ class Worker:
         if plan.name not in self.report.failed:
             say(f"{plan.name}: {error}")
         self.report.failed[plan.name] = str(error)
-        self.ledger.fail(plan.name, str(error))
+        if self.ledger.wants(plan):
+            self.ledger.fail(plan.name, str(error))
 
 
 def _noise_in_the_middle(unit: Unit, pixels: NDArray[np.float32]) -> list[float]:

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 from hpcdeq.archive import Archive, Scene, SceneHeader, open_archive
 from hpcdeq.archive.layout import FINGERPRINT
-from hpcdeq.errors import ConfigError, FencedError, PreemptedError, SceneError, StorageError
+from hpcdeq.cluster.signals import StopRequest
+from hpcdeq.errors import ArchiveError, ConfigError, FencedError, PreemptedError, SceneError, StorageError
 from hpcdeq.inference import (
     DenoiseSettings,
     bulk,
@@ -582,6 +583,112 @@ def test_a_ledger_names_no_file_outside_a_scene(archive: Archive, model_folder: 
     file = tmp_path / "out.zarr.ledger/complete/scene0.json"
     told = json.loads(file.read_text())
     file.write_text(json.dumps(told | {"checksums": {"../../precious/x": 1, str(precious): 2}}))
-    with pytest.raises(SceneError, match="is not a file of scene scene0"):
-        repair_archive(out)
+    _, report = repair_archive(out)
+    assert "is not a file of scene scene0" in report.failed["scene0"]
     assert precious.exists()
+    assert "scene0" in Archive(out)
+
+
+def test_a_repair_goes_on_where_an_input_is_gone(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    expected = bytes_of(out)
+    for name in ("scene0", "scene1"):
+        (out / name / "radiance/c/0/0/0").write_bytes(b"damaged")
+    shutil.rmtree(archive.path / "scene0")
+    _, report = repair_archive(out)
+    assert (report.done, list(report.failed)) == (["scene1"], ["scene0"])
+    assert "no scene 'scene0'" in report.failed["scene0"]
+    assert [name for name, _ in verify(out)] == ["scene0"]
+    assert {k: v for k, v in bytes_of(out).items() if not k.startswith("scene0")} == {
+        k: v for k, v in expected.items() if not k.startswith("scene0")
+    }
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b'{"zarr_format": 3, "node_type": "gro'])
+def test_a_damaged_root_is_found_and_mended(
+    archive: Archive, model_folder: Path, tmp_path: Path, content: bytes | None
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    expected = bytes_of(out)
+    (out / "zarr.json").unlink()
+    if content is not None:
+        (out / "zarr.json").write_bytes(content)
+    assert list(verify(out)) == [(".", ["zarr.json"])]
+    damaged, report = repair_archive(out)
+    assert (damaged, report.failed, report.skipped) == ({".": ["zarr.json"]}, {}, archive.names())
+    assert bytes_of(out) == expected
+    assert list(verify(out)) == []
+    assert nothing_is_left_over(out)
+
+
+def test_an_archive_of_a_newer_schema_is_not_overwritten_by_a_repair(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    zarr.open_group(out, mode="r+").attrs["hpcdeq_schema"] = 7
+    before = (out / "zarr.json").read_bytes()
+    with pytest.raises(ArchiveError, match="has schema 7"):
+        repair_archive(out)
+    assert (out / "zarr.json").read_bytes() == before
+
+
+def test_a_scene_of_an_older_plan_is_verified_until_it_is_replaced(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    out, newer = tmp_path / "out.zarr", DenoiseSettings(device="cpu", iterations=1)
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", newer)
+    denoise_archive(archive, model_folder, out, DenoiseSettings(device="cpu", codes=True))
+    plan_archive(archive, model_folder, out, newer)
+    assert list(verify(out)) == []
+    (out / "scene1/radiance/c/0/0/0").write_bytes(b"damaged")
+    (out / "scene2/zarr.json").unlink()
+    assert list(verify(out)) == [("scene1", ["radiance/c/0/0/0"]), ("scene2", ["zarr.json"])]
+    _, report = repair_archive(out)  # does what the newer plan left undone
+    assert (report.done, report.failed) == (archive.names(), {})
+    assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+    assert list(verify(out)) == []
+    assert nothing_is_left_over(out)
+
+
+def test_a_scene_that_no_ledger_knows_is_named(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
+    """As an older version of hpcdeq forgot it when another plan was made."""
+    out = tmp_path / "out.zarr"
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    plan_archive(archive, model_folder, out, DenoiseSettings(device="cpu", iterations=1))
+    (tmp_path / "out.zarr.ledger/complete/scene1.json").unlink()
+    assert list(verify(out)) == [("scene1", [])]
+
+
+def test_a_worker_of_an_older_plan_sweeps_nothing_of_a_newer_one(
+    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The newer plan has a scene more: all that the older one knows of is done."""
+    out = tmp_path / "out.zarr"
+    plan_archive(archive, model_folder, out, SETTINGS)
+    old = worker.Worker(out)
+    add_scene(archive, "scene3", smooth_scene(3, 7, 70, 70))
+    _all_units_and_no_scene(archive, model_folder, out, monkeypatch)
+    for scene in old.job.scenes:
+        old.output.finish(scene)
+    old.denoise([], StopRequest())
+    (draft,) = out.with_name("out.zarr.staging").iterdir()
+    assert draft.name.startswith("scene3@")
+
+
+def test_a_worker_of_an_older_plan_fails_no_scene_of_a_newer_one(
+    archive: Archive, model_folder: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out.zarr"
+    plan_archive(archive, model_folder, out, SETTINGS)
+    old = worker.Worker(out)
+    plan_archive(archive, model_folder, out, DenoiseSettings(device="cpu", iterations=1))
+    file = archive.path / "scene1/shard_checksum/c/0/0"
+    file.rename(tmp_path / "kept")
+    old.denoise([unit for scene in old.job.scenes[1:2] for unit in scene.units()], StopRequest())
+    assert list(old.report.failed) == ["scene1"]
+    assert Ledger(Archive(out)).failures() == {}
