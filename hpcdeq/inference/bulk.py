@@ -50,7 +50,7 @@ def denoise_archive(
     StorageError
         If ``out`` cannot be written, as the disk is full.
     PreemptedError
-        If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): when the units that were begun are written.
+        If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): when the units that are computed are written.
     """
     failed = plan_archive(archive, model_folder, out, settings, overwrite=overwrite)
     report = denoise_share(out)

@@ -100,7 +100,15 @@ class Worker:
         self._lock = threading.Lock()
 
     def denoise(self, units: list[Unit], stop: StopRequest) -> None:
-        """Compute units until asked to stop: they are read ahead, computed, and written behind."""
+        """Compute units until asked to stop: they are read ahead, computed, and written behind.
+
+        A stop is seen between tiles: a unit that is not computed by then is dropped, as it may take longer than there is time.
+
+        Raises
+        ------
+        PreemptedError
+            If it was asked to stop, and units are left.
+        """
         plans = list(dict.fromkeys(unit.scene for unit in units))
         visible = {plan.name: self.output.is_visible(plan) for plan in plans}
         self.report.skipped = [name for name, there in visible.items() if there]
@@ -139,7 +147,7 @@ class Worker:
 
             found = (
                 (*begun.popleft(), window)
-                for window in denoise_windows(self.model, inputs(), self.job.settings)
+                for window in denoise_windows(self.model, inputs(), self.job.settings, stop)
             )
             for (unit, _, _), written in _ahead(writers, lambda all_: self._write(*all_), found, threads):
                 try:
@@ -147,8 +155,8 @@ class Worker:
                 except _SCENE_ERRORS as error:
                     self._fail(unit.scene, error)
                 bar.advance()
-        if stopped:
-            raise PreemptedError("stopped; what was begun is written, and the same command goes on")
+        if stopped or begun:
+            raise PreemptedError("stopped; what is finished is written, and the same command goes on")
         for plan in plans:
             if not visible[plan.name]:
                 self._finish(plan)

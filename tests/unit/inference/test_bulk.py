@@ -14,9 +14,11 @@ from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,6 +35,7 @@ from hpcdeq.inference import (
     plan,
     plan_archive,
     repair_archive,
+    tiles,
     verify,
     worker,
 )
@@ -525,7 +528,7 @@ def test_unmarked_nan_fails_a_scene_alone(archive: Archive, model_folder: Path, 
     assert "NaN or infinite values" in report.failed["torn"]
 
 
-def test_asked_to_stop_it_stops_with_what_was_begun_written(
+def test_asked_to_stop_it_stops_with_what_is_finished_written(
     archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
@@ -542,6 +545,35 @@ def test_asked_to_stop_it_stops_with_what_was_begun_written(
     assert 0 < len(list(out.with_name("out.zarr.ledger").rglob("units/*/*/*.json"))) < 30
     denoise_archive(archive, model_folder, out, SETTINGS)
     assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+
+
+def test_asked_to_stop_in_the_midst_of_a_unit_it_does_not_finish_it(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A unit may take longer than the time between the signal and the limit."""
+    archive = open_archive(tmp_path / "noisy.zarr", create=True)
+    add_scene(archive, "s", smooth_scene(0, 7, 585, 70))
+    denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
+    out, original, computed = tmp_path / "out.zarr", tiles._denoise_batch, []
+
+    def asks(*tile: Any) -> object:
+        computed.append(True)
+        if len(computed) == 120:  # the first unit has 68 tiles, the second 72
+            os.kill(os.getpid(), signal.SIGUSR2)
+        return original(*tile)
+
+    with monkeypatch.context() as asked:
+        asked.setattr(tiles, "_denoise_batch", asks)
+        asked.setattr(torch, "get_num_threads", lambda: 1)
+        with pytest.raises(PreemptedError, match="the same command goes on"):
+            denoise_archive(archive, model_folder, out, SETTINGS)
+    units = list(Ledger(Archive(out)).job().scenes[0].units())
+    recorded = [unit for unit in units if Ledger(Archive(out)).read(unit)]
+    assert recorded == units[:1]
+    assert len(computed) < 130
+    denoise_archive(archive, model_folder, out, SETTINGS)
+    assert bytes_of(out) == bytes_of(tmp_path / "whole.zarr")
+    assert nothing_is_left_over(out)
 
 
 def test_two_inputs_into_one_archive_are_both_looked_after(
