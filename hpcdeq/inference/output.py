@@ -211,9 +211,13 @@ class Output:
         dtype = scene.dtype
         if dtype.kind == "f":
             return values
-        bounds = np.iinfo(dtype)
+        least, most = (np.float32(bound) for bound in (np.iinfo(dtype).min, np.iinfo(dtype).max))
+        if (
+            int(most) > np.iinfo(dtype).max
+        ):  # rounded up, as float32 has 24 bits: it would overflow to the least
+            most = np.nextafter(most, np.float32(0))
         whole = np.rint(values / np.float32(scene.scale_factor))
-        stored: NDArray[Any] = np.clip(whole, bounds.min, bounds.max).astype(dtype)
+        stored: NDArray[Any] = np.clip(whole, least, most).astype(dtype)
         return stored
 
     def _record_complete(
@@ -254,7 +258,8 @@ class Output:
         for name, dtype in (("residual", np.float32), ("iterations", np.int32), ("converged", np.uint8)):
             values = np.array([[getattr(tile, name) for tile in row] for row in grid], dtype)
             draft.attach(f"tile_{name}", places, values)
-        draft.attach(NOISE, ("band",), np.array(noise, np.float32))
+        if noise:  # of a single row or column none can be estimated
+            draft.attach(NOISE, ("band",), np.array(noise, np.float32))
         if not self.settings.codes:
             return
         for name, place, length in zip((CELL_Y, CELL_X), places, (plan.height, plan.width), strict=True):

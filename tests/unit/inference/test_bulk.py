@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import xarray
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
@@ -293,6 +294,31 @@ def test_integers_stay_integers_if_asked_for(archive: Archive, model_folder: Pat
         np.testing.assert_array_equal(whole.stored(), expected)
     with pytest.raises(ConfigError, match="dtype must be one of float32, input, got 'int8'"):
         DenoiseSettings(dtype="int8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int32", "uint32", "int64", "uint64"])
+def test_integers_are_cut_off_at_their_bounds(tmp_path: Path, dtype: str) -> None:
+    """Those of more than 24 bits at the nearest float32 that is not above, as pixels are float32."""
+    bounds = np.iinfo(dtype)
+    header = SceneHeader(shape=(1, 1, 5), dtype=np.dtype(dtype), scale_factor=1 / bounds.max)
+    draft = open_archive(tmp_path / "a.zarr", create=True).draft("s", header)
+    values = np.array([[[-3.0, 0.0, 0.5, 1.0, 3.0]]], np.float32)
+    stored = Output._stored(draft.scene, values)
+    assert stored.dtype == dtype
+    expected = [bounds.min, 0, bounds.max / 2, bounds.max, bounds.max]
+    np.testing.assert_allclose(stored[0, 0].astype(float), expected, rtol=1e-6, atol=0.5)
+
+
+@pytest.mark.parametrize("shape", [(1, 90), (80, 1), (1, 1)])
+def test_a_single_row_or_column_is_denoised_and_opens_in_xarray(
+    model_folder: Path, tmp_path: Path, shape: tuple[int, int]
+) -> None:
+    archive = open_archive(tmp_path / "noisy.zarr", create=True)
+    add_scene(archive, "s", np.full((7, *shape), 0.5, np.float32))
+    assert denoise_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS).done == ["s"]
+    found = xarray.open_zarr(tmp_path / "out.zarr/s", consolidated=False)
+    assert found.radiance.shape == (7, *shape)
+    assert "noise_sigma" not in found
 
 
 def test_noise_that_the_model_was_not_trained_for_is_remarked(tmp_path: Path) -> None:
