@@ -126,7 +126,9 @@ class Worker:
             def missing() -> Iterator[Unit]:
                 for unit in units:
                     bar.note(f"{unit.scene.name} rows {unit.window.y0}:, columns {unit.window.x0}:")
-                    if visible[unit.scene.name] or self.output.is_written(unit):
+                    name = unit.scene.name
+                    unopened = name in self.report.failed and name not in self._scenes
+                    if visible[name] or unopened or self.output.is_written(unit):
                         bar.advance()
                     else:
                         yield unit

@@ -543,6 +543,27 @@ def test_a_scene_that_changes_after_it_was_planned_fails(
     assert "no scene 'scene2'" in report.failed["scene2"]
 
 
+def test_of_a_scene_that_cannot_be_opened_the_rest_is_not_tried(
+    model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "_READ_PAUSES", (0.0, 0.0))
+    archive, tried = open_archive(tmp_path / "noisy.zarr", create=True), Counter[Window]()
+    add_scene(archive, "s", smooth_scene(0, 7, 2600, 30))
+    plan_archive(archive, model_folder, tmp_path / "out.zarr", SETTINGS)
+    archive.remove("s")
+    original = worker.Worker._read_once
+
+    def read(run: worker.Worker, unit: Unit) -> object:
+        tried[unit.window] += 1
+        return original(run, unit)
+
+    monkeypatch.setattr(worker.Worker, "_read_once", read)
+    report = denoise_share(tmp_path / "out.zarr")
+    assert "no scene 's'" in report.failed["s"]
+    assert set(tried.values()) == {3}
+    assert len(tried) <= 3  # of ten: those that were read ahead
+
+
 def test_unmarked_nan_fails_a_scene_alone(archive: Archive, model_folder: Path, tmp_path: Path) -> None:
     values = smooth_scene(1, 7, 80, 80)
     values[3, 40, 40] = np.nan
