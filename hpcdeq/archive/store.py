@@ -30,12 +30,8 @@ class Archive:
         self.path = path
 
     def names(self) -> list[str]:
-        """Names of all complete scenes, sorted."""
-        return sorted(
-            p.name
-            for p in self.path.iterdir()
-            if p.is_dir() and not p.name.startswith(".") and (p / "zarr.json").is_file()
-        )
+        """Names of all complete scenes, sorted; also of one that has lost its metadata, so that it is not passed over."""
+        return sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".") and _is_scene(p))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -44,7 +40,7 @@ class Archive:
         return len(self.names())
 
     def __contains__(self, name: str) -> bool:
-        return (self.path / layout.check_name(name) / "zarr.json").is_file()
+        return _is_scene(self.path / layout.check_name(name))
 
     def __getitem__(self, name: str) -> Scene:
         if name not in self:
@@ -181,6 +177,10 @@ class Archive:
         """
         with contextlib.suppress(OSError):  # another process writes there, or it never existed
             self.staging.rmdir()
+
+
+def _is_scene(path: Path) -> bool:
+    return (path / "zarr.json").is_file() or (path / layout.RADIANCE).is_dir()
 
 
 def open_archive(path: Path | str, *, create: bool = False) -> Archive:

@@ -98,7 +98,7 @@ def test_stored_nan_is_found(archive, hpcdeq):
     assert "scene bad, rows 65:130, columns 0:65: chunk holds 1 NaN or infinite values" in ran.out
 
 
-@pytest.mark.parametrize("lost", ["shard_checksum", "radiance/zarr.json"])
+@pytest.mark.parametrize("lost", ["shard_checksum", "radiance/zarr.json", "zarr.json"])
 def test_a_scene_that_cannot_be_opened_does_not_end_the_others(archive, hpcdeq, lost):
     path = archive["bad"].path / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
