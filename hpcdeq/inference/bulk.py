@@ -21,6 +21,8 @@ from hpcdeq.inference.worker import DenoiseReport, Worker
 from hpcdeq.models import load_model
 from hpcdeq.models.files import read_card
 
+_ROOT = "."  # what `verify` calls the archive itself, among its scenes
+
 
 def denoise_archive(
     archive: Archive, model_folder: Path, out: Path, settings: DenoiseSettings, *, overwrite: bool = False
@@ -49,7 +51,7 @@ def denoise_archive(
     StorageError
         If ``out`` cannot be written, as the disk is full.
     PreemptedError
-        If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): when the units that were begun are written.
+        If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): when the units that are computed are written.
     """
     choose_device(settings.device)  # before anything is overwritten
     failed = plan_archive(archive, model_folder, out, settings, overwrite=overwrite)
@@ -153,17 +155,20 @@ def repair_archive(out: Path) -> tuple[dict[str, list[str]], DenoiseReport]:
     ConfigError
         If there is no ledger beside the archive.
     """
-    damaged = dict(verify(out))
-    open_archive(out, create=True)  # its root may be what is damaged
+    damaged, archive = dict(verify(out)), Archive(out)
+    if not archive.has_root():
+        archive.make_root()
     run = Worker(out)
     plans = {plan.name: plan for plan in run.job.scenes}
     for name, files in damaged.items():
-        if name in plans:
-            run.output.reopen(plans[name], files)
-        else:
+        if name == _ROOT:
+            continue
+        if name not in plans:
             run.report.failed[name] = (
                 "of another input than the last one; denoise that again, with --overwrite"
             )
+        elif plans[name].fingerprint == _made_by(archive, run.ledger, name):
+            run.reopen(plans[name], files)  # else of an older plan: replaced by the scene of this one
     with stop_requests() as stop:
         run.denoise(share_of(run.job.scenes, 0, 1), stop)
     return damaged, run.report
@@ -176,7 +181,7 @@ def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
     ------
     name, files
         For each scene that is not as it was written: the files that are missing or have other bytes. None if the ledger does
-        not know what was written.
+        not know what was written. The archive's own metadata are those of the name ``.``.
 
     Raises
     ------
@@ -185,16 +190,24 @@ def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
     """
     archive = Archive(out)
     ledger = Ledger(archive)
+    ledger.job()
+    if not archive.has_root():
+        yield _ROOT, ["zarr.json"]
     known = set()
-    planned = ledger.job().scenes
     for name, complete in ledger.all_completed():
         known.add(name)
         bad = [file for file, sum_ in complete.checksums.items() if _checksum(out / name / file) != sum_]
         if bad:
             yield name, bad
-    for plan in planned:
-        if plan.name not in known and archive.fingerprint(plan.name) == plan.fingerprint:
-            yield plan.name, []
+    for name in archive.names() if out.is_dir() else ():
+        if name not in known and archive.fingerprint(name) is not None:
+            yield name, []
+
+
+def _made_by(archive: Archive, ledger: Ledger, name: str) -> str | None:
+    """Fingerprint of the plan that made a scene, which may be too damaged to tell itself."""
+    told = ledger.completed(name)
+    return archive.fingerprint(name) or (told.fingerprint if told else None)
 
 
 def _checksum(file: Path) -> int | None:

@@ -88,13 +88,16 @@ class Ledger:
         self._seen: tuple[int, int, set[tuple[str, str]]] | None = None
 
     def begin(self, job: Job) -> None:
-        """Note what is to be done; what was noted of scenes that are to be made otherwise, and all failures, are forgotten."""
+        """Note what is to be done; units of scenes that are to be made otherwise, and all failures, are forgotten.
+
+        What is known of a complete scene is kept until it is replaced.
+        """
         wanted = {scene.name: scene.fingerprint for scene in job.scenes}
         with contextlib.suppress(ConfigError):  # the first, or of another version
             for scene in self.job().scenes:
                 fingerprint = wanted.get(scene.name)
                 if fingerprint != scene.fingerprint and (fingerprint or not self.completed(scene.name)):
-                    self.forget(scene)
+                    shutil.rmtree(self._units(scene), ignore_errors=True)
         shutil.rmtree(self.folder / "failed", ignore_errors=True)
         self._write(
             self.folder / "job.json",

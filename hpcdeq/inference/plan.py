@@ -94,7 +94,7 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
     Raises
     ------
     SceneError
-        If the scene has not as many bands as the model.
+        If the scene has not as many bands as the model, or files beside its pixels are missing.
     """
     if scene.shape[0] != model.bands:
         raise SceneError(
@@ -104,7 +104,7 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
     what = {
         "ledger": 5,
         "weights": weights,
-        "solver": asdict(model.settings.solver),
+        "model": asdict(model.settings),
         "precision": settings.precision,
         "overlap": settings.overlap_of(model),
         "codes": settings.codes,
@@ -112,7 +112,6 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
         # By which a GPU rounds; who plans cannot know what auto will be.
         "batch": settings.batch if settings.device != "cpu" else None,
         "input": scene.digest,
-        "scale_factor": scene.scale_factor,
     }
     bands, height, width = scene.shape
     return ScenePlan(

@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from hpcdeq.cluster.device import check_device_name, choose_device
+from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.console import say
 from hpcdeq.errors import ConfigError
 from hpcdeq.models import SparseDenoiser
@@ -169,7 +170,10 @@ def reach(extent: Window, window: Window, block: int, overlap: int) -> Window:
 
 
 def denoise_windows(
-    model: SparseDenoiser, inputs: Iterable[NoisyWindow], settings: DenoiseSettings
+    model: SparseDenoiser,
+    inputs: Iterable[NoisyWindow],
+    settings: DenoiseSettings,
+    stop: StopRequest | None = None,
 ) -> Iterator[DenoisedWindow]:
     """Denoise windows of scenes, each by all tiles of its scene that touch it.
 
@@ -184,11 +188,13 @@ def denoise_windows(
         The windows.
     settings
         Overlap, batch and codes are used here.
+    stop
+        Looked at before each tile: once asked to stop, no more are begun.
 
     Yields
     ------
     DenoisedWindow
-        For each input, in their order.
+        For each input, in their order; of those that were not finished before a stop nothing.
     """
     overlap = settings.overlap_of(model)
     begun: deque[_Blend] = deque()
@@ -196,7 +202,10 @@ def denoise_windows(
     def cuts() -> Iterator[Floats]:
         for noisy in inputs:
             begun.append(_Blend(model, noisy, overlap, settings.codes))
-            yield from begun[-1].cuts()
+            for cut in begun[-1].cuts():
+                if stop:
+                    return
+                yield cut
 
     for found in _denoise_each(model, cuts(), settings):
         begun[0].add(found)
