@@ -226,8 +226,9 @@ class Output:
         """Record what a scene holds that is about to become visible."""
         for left in draft.path.rglob("*.partial"):  # of killed writers; a living one finds its unit recorded
             left.unlink(missing_ok=True)
-        files = [file for file in draft.path.rglob("*") if file.is_file()]
-        sums = {str(file.relative_to(draft.path)): checksum_of(file) for file in files}
+        files = {str(file.relative_to(draft.path)): file for file in draft.path.rglob("*") if file.is_file()}
+        sums = {name: checksum_of(file) for name, file in files.items() if name in written}
+        sums |= draft.secure(file for name, file in files.items() if name not in written)
         if not draft.path.exists():
             raise SceneError(f"{draft.path} was taken away")
         for name, sum_ in written.items():
