@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
@@ -47,17 +46,15 @@ class SceneDraft:
         self.fingerprint = fingerprint
         if fingerprint is not None:
             header = replace(header, attributes={**header.attributes, FINGERPRINT: fingerprint})
-        if damaged and path.exists():
-            self._restore(header, damaged)
-        if not path.exists():
-            making = archive.attempt(name)
-            _create(making, header)
-            try:
-                making.rename(path)
-            except OSError:  # another process was faster
-                shutil.rmtree(making)
-                if not path.exists():
-                    raise
+        making = archive.attempt(name)
+        _create(making, header)
+        try:
+            making.rename(path)
+        except OSError:  # begun before, or another process was faster
+            if not path.exists():
+                raise
+            self._mend(making, damaged)
+            shutil.rmtree(making)
         self.scene = Scene(path)
         self.scene.name = name
         self._writable = zarr.open_group(path, mode="r+", zarr_format=3)
@@ -95,9 +92,13 @@ class SceneDraft:
         zarr.create_group(aside, zarr_format=3).create_array(
             name, data=values, dimension_names=dimensions, config=_WRITE_ZEROS
         )
-        with contextlib.suppress(FileExistsError, OSError):
+        try:
             (aside / name).rename(self.path / name)
-        shutil.rmtree(aside)
+        except OSError:
+            if not (self.path / name).exists():
+                raise
+        finally:
+            shutil.rmtree(aside)
 
     def secure(self, files: Iterable[Path]) -> dict[str, int]:
         """Make files that were written outlast a loss of power, and return the checksum of each by its path inside the scene."""
@@ -142,7 +143,7 @@ class SceneDraft:
                 raise SceneError(f"scene {self.name}: shard {file.relative_to(self.path)} was not written")
             sum_ = (known or {}).get(str(file.relative_to(self.path)))
             sums[window.y0 // edge_y, window.x0 // edge_x] = checksum_of(file) if sum_ is None else sum_
-        self._array(SHARD_CHECKSUM)[...] = sums
+        self._write_checksums(sums)
         last()
         if self._is_visible():
             return
@@ -166,24 +167,25 @@ class SceneDraft:
             self.discard()
         return visible
 
-    def _restore(self, header: SceneHeader, damaged: Collection[str]) -> None:
-        """Of damaged files put those right that every new draft has, and remove what `attach` made."""
-        new = self.archive.attempt(self.name)
-        _create(new, header)
-        rewritten = {RADIANCE, layout.CODES, layout.VALID_MASK, SHARD_CHECKSUM}
+    def _write_checksums(self, sums: NDArray[np.uint64]) -> None:
+        """Aside, and each file moved here in one step: what lies half written in a scene is removed when it is complete."""
+        aside = self.archive.attempt(self.name)
+        zarr.create_group(aside, zarr_format=3).create_array(
+            SHARD_CHECKSUM, data=sums, chunks=self._array(SHARD_CHECKSUM).chunks, config=_WRITE_ZEROS
+        )
+        _move(aside / SHARD_CHECKSUM / "c", self.path / SHARD_CHECKSUM / "c")
+        shutil.rmtree(aside)
+
+    def _mend(self, new: Path, damaged: Collection[str]) -> None:
+        """Put right what every new draft has, as a loss of power may have torn it; remove what is damaged of what `attach` made."""
         for name in damaged:
-            if not (self.path / name).resolve().is_relative_to(self.path.resolve()):
-                raise SceneError(f"{name!r} is not a file of scene {self.name}")
-            if (new / name).is_file():
-                (self.path / name).parent.mkdir(parents=True, exist_ok=True)
-                (new / name).replace(self.path / name)
-            elif (array := Path(name).parts[0]) not in rewritten:
-                shutil.rmtree(self.path / array, ignore_errors=True)
-        shutil.rmtree(new)
+            if not (new / Path(name).parts[0]).exists():
+                shutil.rmtree(self.path / Path(name).parts[0], ignore_errors=True)
+        _move(new, self.path)
 
     def discard(self) -> None:
         """Remove the draft."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        self.archive.discard(self.path)
 
     def _write(self, name: str, where: Any, values: NDArray[Any], files: list[Path]) -> None:
         try:
@@ -197,6 +199,15 @@ class SceneDraft:
     def _array(self, name: str) -> zarr.Array[Any]:
         array = cast("zarr.Array[Any]", self._writable[name])
         return array.with_config(_WRITE_ZEROS)  # an array that is opened again forgets it
+
+
+def _move(source: Path, target: Path) -> None:
+    """Move the files of a folder into another, each in one step, but those that are there with the same bytes."""
+    for file in [file for file in source.rglob("*") if file.is_file()]:
+        there = target / file.relative_to(source)
+        if not there.is_file() or there.read_bytes() != file.read_bytes():
+            there.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(there)
 
 
 def _sync(path: Path) -> None:

@@ -190,7 +190,10 @@ def _ingest_one(archive: Archive, source: Source, options: IngestOptions, overwr
 
 def _compare(archive: Archive, source: Source, digest: str, options: IngestOptions) -> Outcome:
     """Skip a scene that is there already, unless it would come out differently now."""
-    stored = archive[source.name].attributes
+    try:
+        stored = archive[source.name].attributes
+    except SceneError as error:
+        raise SceneError(f"is in the archive, but damaged ({error}); --overwrite replaces it") from error
     if stored.get("source_sha256") != digest:
         raise SceneError(
             f"is in the archive from another source ({stored.get('source')}); --overwrite replaces it"

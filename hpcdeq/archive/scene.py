@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any, cast
 
@@ -63,7 +63,7 @@ class Scene:
         return zarr.open_group(self.path, mode="r", zarr_format=3)
 
     @cached_property
-    def _whole_shards(self) -> bool:
+    def _decodable(self) -> bool:
         return shard.readable(self.radiance)
 
     @property
@@ -83,11 +83,25 @@ class Scene:
 
     @property
     def digest(self) -> str:
-        """Changes when the stored pixels do. Quicker than `content_sha256`, but another one if the same pixels are written anew."""
-        found = hashlib.sha256()
-        for file in sorted((self.path / SHARD_CHECKSUM).rglob("*")):
-            if file.is_file():
-                found.update(file.read_bytes())
+        """Changes when anything that is stored does: pixels, mask, coordinates, scale or attributes. No pixel is read for it.
+
+        Raises
+        ------
+        SceneError
+            If files of the checksums, the mask or the coordinates are missing.
+        """
+        told = (self._shape, self._shard_shape, self.dtype.str, self.scale_factor, self._attributes)
+        found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        try:
+            for name in (SHARD_CHECKSUM, layout.VALID_MASK, layout.WAVELENGTH, layout.FWHM):
+                if name == SHARD_CHECKSUM or self._has(name):
+                    for file in (self.path / name / "zarr.json", *self._files(name)):
+                        content = file.read_bytes()
+                        found.update(f"{file.relative_to(self.path)} {len(content)} ".encode() + content)
+        except (OSError, KeyError, ValueError, TypeError) as error:
+            raise SceneError(
+                f"scene {self.name}: cannot read {name}: {error}; ingest the scene again"
+            ) from error
         return found.hexdigest()
 
     @property
@@ -105,12 +119,12 @@ class Scene:
 
     @cached_property
     def wavelengths(self) -> NDArray[np.float64] | None:
-        """(band,) in nm, or None if the raw file told none."""
+        """(band,) in nm, or None if the raw file told none; a `SceneError` if they are damaged."""
         return self._optional(layout.WAVELENGTH)
 
     @cached_property
     def fwhm(self) -> NDArray[np.float64] | None:
-        """(band,) in nm, or None."""
+        """(band,) in nm, or None; a `SceneError` if they are damaged."""
         return self._optional(layout.FWHM)
 
     @cached_property
@@ -124,7 +138,7 @@ class Scene:
     @property
     def has_mask(self) -> bool:
         """Whether some pixels hold no data."""
-        return (self.path / layout.VALID_MASK / "zarr.json").is_file()
+        return self._has(layout.VALID_MASK)
 
     def valid_mask(self, window: Window | None = None) -> NDArray[np.bool_]:
         """(y, x), False where a pixel holds no data.
@@ -137,13 +151,7 @@ class Scene:
         window = window or self.extent
         if not self.has_mask:
             return np.ones((window.height, window.width), bool)
-        try:
-            mask = cast("zarr.Array[Any]", self._group[layout.VALID_MASK])
-            return np.asarray(mask[window.slices]).astype(bool)
-        except Exception as error:  # codecs raise whatever they like
-            raise SceneError(
-                f"scene {self.name}: cannot read {layout.VALID_MASK}: {error}; ingest the scene again"
-            ) from error
+        return self._beside(layout.VALID_MASK, window.slices).astype(bool)
 
     @property
     def extent(self) -> Window:
@@ -168,20 +176,19 @@ class Scene:
         Raises
         ------
         SceneError
-            If a chunk is damaged.
+            If a chunk is damaged, or a shard is missing.
         """
         window = window or self.extent
         try:
-            if self._whole_shards and window == self._shard_at(window.y0, window.x0):
+            if not self._decodable:
+                return self._through_zarr(RADIANCE, (slice(0, self.shape[0]), *window.slices))
+            if window == self._shard_at(window.y0, window.x0):
                 return shard.read_shard(self.shard_path(window), self.radiance, window)
             values = np.empty((self.shape[0], window.height, window.width), self.radiance.dtype)
             for whole in self._shards_that_meet(window):
                 part = whole.intersect(window)
                 inside = (slice(None), *part.shift(-window.y0, -window.x0).slices)
-                if self._whole_shards and part == whole:
-                    values[inside] = shard.read_shard(self.shard_path(whole), self.radiance, whole)
-                else:
-                    values[inside] = self.radiance[(slice(None), *part.slices)]
+                values[inside] = shard.read_shard(self.shard_path(whole), self.radiance, whole, part)
             return values
         except Exception as error:  # codecs raise whatever they like
             raise SceneError(
@@ -195,7 +202,7 @@ class Scene:
         Raises
         ------
         SceneError
-            If a chunk is damaged.
+            If a chunk is damaged, or a shard is missing.
         """
         values: NDArray[np.float32] = np.multiply(
             self.stored(window), np.float32(self.scale_factor), dtype=np.float32
@@ -241,7 +248,7 @@ class Scene:
         dictionary, rows, columns = (
             self._stored_beside(name) for name in (layout.DICTIONARY, layout.CELL_Y, layout.CELL_X)
         )
-        codes = np.asarray(stored[(slice(None), *window.slices)], np.float32)
+        codes = self._beside(layout.CODES, (slice(0, stored.shape[0]), *window.slices)).astype(np.float32)
         pixels = np.empty((len(dictionary), window.height, window.width), np.float32)
         for i, (y0, y1) in enumerate(pairwise([*rows.tolist(), self.shape[1]])):
             for j, (x0, x1) in enumerate(pairwise([*columns.tolist(), self.shape[2]])):
@@ -319,9 +326,37 @@ class Scene:
             )
 
     def _optional(self, name: str) -> NDArray[Any] | None:
-        if name not in self._group:
-            return None
-        return np.asarray(cast("zarr.Array[Any]", self._group[name])[...])
+        return self._beside(name) if self._has(name) else None
+
+    def _has(self, name: str) -> bool:
+        return (self.path / name / "zarr.json").is_file()
+
+    def _beside(self, name: str, where: tuple[slice, ...] | None = None) -> NDArray[Any]:
+        """Read an array beside the pixels, or a part of it."""
+        try:
+            return self._through_zarr(name, where)
+        except Exception as error:  # codecs raise whatever they like
+            raise SceneError(
+                f"scene {self.name}: cannot read {name}: {error}; ingest the scene again"
+            ) from error
+
+    def _through_zarr(self, name: str, where: tuple[slice, ...] | None = None) -> NDArray[Any]:
+        """Read an array, or a part of it, of which all files are there: Zarr takes one that is missing for zeros."""
+        for file in self._files(name, where):
+            if not file.is_file():
+                raise FileNotFoundError(f"{file.relative_to(self.path)} is missing")
+        return np.asarray(cast("zarr.Array[Any]", self._group[name])[where or ...])
+
+    def _files(self, name: str, where: tuple[slice, ...] | None = None) -> Iterator[Path]:
+        """Files that hold an array, or a part of it."""
+        told = _metadata(self.path / name, "array")
+        edges = told["chunk_grid"]["configuration"]["chunk_shape"]
+        where = where or tuple(slice(0, size) for size in told["shape"])
+        numbers = (
+            range(part.start // edge, -(-part.stop // edge)) for part, edge in zip(where, edges, strict=True)
+        )
+        for place in product(*numbers):
+            yield self.path.joinpath(name, "c", *map(str, place))
 
 
 def checksum_of(path: Path) -> int:

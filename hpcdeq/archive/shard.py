@@ -1,12 +1,14 @@
-"""A whole shard decoded at once: what Zarr does, without a task for every chunk.
+"""A shard decoded at once: what Zarr does, without a task for every chunk, and a missing file is an error, not zeros.
 
 Training and bulk work read shard after shard, and most of Zarr's time goes into the bookkeeping of its event loop. This
-reads the file once, verifies and decodes its chunks in place, and holds the interpreter's lock for next to nothing. It knows
-the one codec chain that this package writes; arrays of any other are left to Zarr.
+verifies and decodes chunks one after the other, and holds the interpreter's lock for next to nothing. It knows the one codec
+chain that this package writes; arrays of any other are left to Zarr.
 """
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,10 @@ def readable(array: zarr.Array[Any]) -> bool:
     )
 
 
-def read_shard(path: Path, array: zarr.Array[Any], window: Window) -> NDArray[Any]:
-    """Decode the shard whose file is ``path`` and whose pixels are ``window``.
+def read_shard(
+    path: Path, array: zarr.Array[Any], window: Window, part: Window | None = None
+) -> NDArray[Any]:
+    """Decode the shard whose file is ``path`` and whose pixels are ``window``; or a part of it, by the chunks that hold it.
 
     Returns
     -------
@@ -58,19 +62,32 @@ def read_shard(path: Path, array: zarr.Array[Any], window: Window) -> NDArray[An
     ValueError, RuntimeError, OSError
         If the file is missing or too short, a checksum does not match, or a chunk cannot be decoded.
     """
+    part = (part or window).shift(-window.y0, -window.x0)
     edge_y, edge_x = array.chunks[1:]
     columns = _shards(array)[1] // edge_x
-    content = path.read_bytes()
-    index = _index(content, count=(_shards(array)[0] // edge_y) * columns)
-    out = np.empty((array.shape[0], window.height, window.width), array.dtype)
+    out = np.empty((array.shape[0], part.height, part.width), array.dtype)
     chunk = np.empty((array.shape[0], edge_y, edge_x), array.dtype.newbyteorder("<"))
-    for part in partition(window.height, window.width, edge_y, edge_x):
-        offset, length = index[part.y0 // edge_y * columns + part.x0 // edge_x]
-        if offset == length == _EMPTY:
-            chunk[...] = 0
-        else:
-            decompress(_verified(content, offset, offset + length), chunk)
-        out[(slice(None), *part.slices)] = chunk[:, : part.height, : part.width]
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+
+        def read(begin: int, end: int) -> bytes:
+            if not 0 <= begin <= end - _CRC <= size - _CRC:
+                raise ValueError(f"bytes {begin} to {end} lie outside the shard's file of {size} bytes")
+            file.seek(begin)
+            return _verified(file.read(end - begin))
+
+        index = _index(read, size, count=(_shards(array)[0] // edge_y) * columns)
+        for whole in partition(window.height, window.width, edge_y, edge_x):
+            common = whole.intersect(part)
+            if common.height <= 0 or common.width <= 0:
+                continue
+            offset, length = index[whole.y0 // edge_y * columns + whole.x0 // edge_x]
+            if offset == length == _EMPTY:
+                chunk[...] = 0
+            else:
+                decompress(read(offset, offset + length), chunk)
+            inside = common.shift(-whole.y0, -whole.x0).slices
+            out[(slice(None), *common.shift(-part.y0, -part.x0).slices)] = chunk[(slice(None), *inside)]
     return out
 
 
@@ -79,21 +96,19 @@ def _shards(array: zarr.Array[Any]) -> tuple[int, int]:
     return array.shards[1], array.shards[2]
 
 
-def _index(content: bytes, count: int) -> list[tuple[int, int]]:
+def _index(read: Callable[[int, int], bytes], size: int, count: int) -> list[tuple[int, int]]:
     """(offset, length) of each chunk of a shard."""
-    size = 16 * count + _CRC
-    if len(content) < size:
-        raise ValueError(f"the shard's file has {len(content)} bytes, its index alone needs {size}")
-    entries = np.frombuffer(_verified(content, len(content) - size, len(content)), "<u8").reshape(count, 2)
+    needed = 16 * count + _CRC
+    if size < needed:
+        raise ValueError(f"the shard's file has {size} bytes, its index alone needs {needed}")
+    entries = np.frombuffer(read(size - needed, size), "<u8").reshape(count, 2)
     return [(int(offset), int(length)) for offset, length in entries]
 
 
-def _verified(content: bytes, begin: int, end: int) -> bytes:
-    """Bytes of a range less the crc32c behind them, which must match."""
-    if not 0 <= begin <= end - _CRC <= len(content) - _CRC:
-        raise ValueError(f"bytes {begin} to {end} lie outside the shard's file of {len(content)} bytes")
-    body = content[begin : end - _CRC]
-    stored, found = int.from_bytes(content[end - _CRC : end], "little"), int(google_crc32c.value(body))
+def _verified(content: bytes) -> bytes:
+    """Bytes less the crc32c behind them, which must match."""
+    body = content[:-_CRC]
+    stored, found = int.from_bytes(content[-_CRC:], "little"), int(google_crc32c.value(body))
     if stored != found:
         raise ValueError(f"stored crc32c {stored:08x} does not match computed {found:08x}")
     return body

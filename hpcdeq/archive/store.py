@@ -30,12 +30,8 @@ class Archive:
         self.path = path
 
     def names(self) -> list[str]:
-        """Names of all complete scenes, sorted."""
-        return sorted(
-            p.name
-            for p in self.path.iterdir()
-            if p.is_dir() and not p.name.startswith(".") and (p / "zarr.json").is_file()
-        )
+        """Names of all complete scenes, sorted; also of one that has lost its metadata, so that it is not passed over."""
+        return sorted(p.name for p in self.path.iterdir() if not p.name.startswith(".") and _is_scene(p))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names())
@@ -44,7 +40,7 @@ class Archive:
         return len(self.names())
 
     def __contains__(self, name: str) -> bool:
-        return (self.path / layout.check_name(name) / "zarr.json").is_file()
+        return _is_scene(self.path / layout.check_name(name))
 
     def __getitem__(self, name: str) -> Scene:
         if name not in self:
@@ -64,10 +60,27 @@ class Archive:
         """Open every scene."""
         return [self[name] for name in self]
 
+    def has_root(self) -> bool:
+        """Whether there is a root group, of this schema or another."""
+        try:
+            return "hpcdeq_schema" in zarr.open_group(self.path, mode="r", zarr_format=3).attrs
+        except Exception:  # of damaged metadata Zarr raises whatever it likes
+            return False
+
+    def make_root(self) -> None:
+        """Write the root group; scenes that are there stay."""
+        # Aside: what a killed process has half made could neither be opened nor made again.
+        making = self.attempt("root")
+        zarr.create_group(making, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
+        self.path.mkdir(parents=True, exist_ok=True)
+        (making / "zarr.json").replace(self.path / "zarr.json")
+        shutil.rmtree(making)
+        self.close()
+
     @property
     def staging(self) -> Path:
         """Folder beside the archive for scenes that are not complete yet."""
-        return self.path.with_name(f"{self.path.name}.staging")
+        return beside(self.path, "staging")
 
     def draft(self, name: str, header: SceneHeader) -> SceneDraft:
         """Begin a scene of your own: aside, under a name that no other process uses."""
@@ -93,11 +106,20 @@ class Archive:
             As those of `shared_draft`.
         damaged
             Files that are missing or have other bytes than were written, by their paths inside the scene.
+
+        Raises
+        ------
+        SceneError
+            If one of them is no file of a scene.
         """
+        for file in damaged:
+            if Path(file).is_absolute() or ".." in Path(file).parts or not Path(file).parts:
+                raise SceneError(f"{file!r} is not a file of scene {name}")
         self.staging.mkdir(exist_ok=True)
-        path = self.shared_path(name, fingerprint)
-        with contextlib.suppress(FileNotFoundError):
-            (self.path / layout.check_name(name)).rename(path)
+        visible, path = self.path / layout.check_name(name), self.shared_path(name, fingerprint)
+        if visible.exists():
+            self.discard(path)  # a copy of a worker may have left it; the scene in the archive is more
+            visible.rename(path)
         return SceneDraft(self, name, header, path, fingerprint, damaged)
 
     def shared_path(self, name: str, fingerprint: str) -> Path:
@@ -118,9 +140,13 @@ class Archive:
     def remove(self, name: str) -> None:
         """Remove a complete scene, if there is one."""
         self.staging.mkdir(exist_ok=True)
-        aside = self.attempt(name)
+        self.discard(self.path / layout.check_name(name))
+
+    def discard(self, path: Path) -> None:
+        """Remove a scene or a draft, if it is there: moved aside first, as nobody must go on with what a kill leaves of it."""
+        aside = self.attempt(path.name.partition("@")[0])
         with contextlib.suppress(FileNotFoundError):
-            (self.path / layout.check_name(name)).rename(aside)
+            path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
     def attempt(self, name: str) -> Path:
@@ -144,7 +170,7 @@ class Archive:
             owner = left.name.partition("@")[2].rsplit(".", 2)
             if len(owner) != 3:  # a shared draft, which waits to be gone on with
                 if wanted is not None and left not in wanted:
-                    shutil.rmtree(left, ignore_errors=True)
+                    self.discard(left)
                 continue
             host, pid, _ = owner
             dead = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
@@ -159,6 +185,16 @@ class Archive:
         """
         with contextlib.suppress(OSError):  # another process writes there, or it never existed
             self.staging.rmdir()
+
+
+def beside(archive: Path, kind: str) -> Path:
+    """Folder of a kind beside an archive, named after it."""
+    path = Path(os.path.abspath(archive))  # noqa: PTH100 - that of `.` has a name, and links stay links
+    return path.with_name(f"{path.name}.{kind}")
+
+
+def _is_scene(path: Path) -> bool:
+    return (path / "zarr.json").is_file() or (path / layout.RADIANCE).is_dir()
 
 
 def open_archive(path: Path | str, *, create: bool = False) -> Archive:
@@ -180,13 +216,7 @@ def open_archive(path: Path | str, *, create: bool = False) -> Archive:
     """
     path = Path(path)
     if create and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
-        # Aside: what a killed process has half made could neither be opened nor made again.
-        making = Archive(path).attempt("root")
-        zarr.create_group(making, zarr_format=3, attributes={"hpcdeq_schema": layout.SCHEMA})
-        path.mkdir(parents=True, exist_ok=True)
-        (making / "zarr.json").replace(path / "zarr.json")
-        shutil.rmtree(making)
-        Archive(path).close()
+        Archive(path).make_root()
     if not path.exists():
         raise ArchiveNotFoundError(
             f"no archive at {path}; make one with: hpcdeq ingest RAW... --archive {path}"

@@ -41,7 +41,7 @@ def validate(archive: Archive) -> Iterator[tuple[str, list[Problem]]]:
         try:
             yield name, list(check_scene(archive[name]))
         except SceneError as error:
-            yield name, [Problem(name, str(error).removeprefix(f"scene {name}: "))]
+            yield name, [Problem(name, _message(error, name))]
         except Exception as error:  # codecs raise whatever they like
             yield name, [Problem(name, f"cannot be read ({type(error).__name__}: {error}); ingest it again")]
 
@@ -57,7 +57,7 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
     Raises
     ------
     SceneError
-        If its checksums or coordinates cannot be read at all.
+        If its checksums cannot be read at all.
     """
     yield from _check_coordinates(scene)
     sums = scene.shard_checksums
@@ -75,11 +75,10 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
             continue
         stored = int(sums[window.y0 // edge_y, window.x0 // edge_x])
         found = checksum_of(file)
-        mask = scene.mask_path(window)
-        if scene.has_mask and not mask.is_file():  # Zarr would read it as all masked
-            yield Problem(
-                scene.name, f"{mask.relative_to(scene.path)} is missing; ingest the scene again", window
-            )
+        try:
+            scene.valid_mask(window)
+        except SceneError as error:
+            yield Problem(scene.name, _message(error, scene.name), window)
         codes = scene.shard_path(window, CODES)
         if scene.codes is not None and not codes.is_file():
             yield Problem(
@@ -92,9 +91,17 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
             yield Problem(scene.name, message, window)
 
 
+def _message(error: SceneError, name: str) -> str:
+    return str(error).removeprefix(f"scene {name}: ")
+
+
 def _check_coordinates(scene: Scene) -> Iterator[Problem]:
-    for name, values in (("wavelength", scene.wavelengths), ("fwhm", scene.fwhm)):
-        # Zeros throughout are what Zarr reads where the file is lost.
+    for name, stored in (("wavelength", lambda: scene.wavelengths), ("fwhm", lambda: scene.fwhm)):
+        try:
+            values = stored()
+        except SceneError as error:
+            yield Problem(scene.name, _message(error, scene.name))
+            continue
         if values is not None and not (
             values.shape == scene.shape[:1] and np.isfinite(values).all() and values.any()
         ):
@@ -117,7 +124,6 @@ def _decode(scene: Scene, window: Window) -> str | None:
     """Say what is wrong with the pixels of a window, or None."""
     try:
         values = np.asarray(scene.radiance[(slice(None), *window.slices)])
-        scene.valid_mask(window)
         if scene.codes is not None:
             scene.codes[(slice(None), *window.slices)]
     except Exception as error:  # codecs raise whatever they like

@@ -25,7 +25,7 @@ from hpcdeq.cli.train import train
 from hpcdeq.cli.validate import validate
 from hpcdeq.cli.verify import verify
 from hpcdeq.console import complain
-from hpcdeq.errors import HpcdeqError
+from hpcdeq.errors import ConfigError, HpcdeqError
 
 app = typer.Typer(
     name="hpcdeq",
@@ -60,14 +60,16 @@ app.add_typer(submit)
 
 def main() -> None:
     """Run a verb; an error meant for the user is one line on stderr and its exit code."""
+    # What is said of going on is true of the command without it.
+    anew = "; leave out --overwrite to go on: with it, all begins anew" if "--overwrite" in sys.argv else ""
     try:
         app(standalone_mode=True)
     except HpcdeqError as error:
-        complain(str(error))
+        complain(str(error) + (anew if error.exit_code != ConfigError.exit_code else ""))
         sys.exit(error.exit_code)
     except OSError as error:  # no space, no permission: the system's words name the file
-        complain(str(error))
+        complain(str(error) + anew)
         sys.exit(1)
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print(f"interrupted; run the same command again to go on{anew}", file=sys.stderr)
         sys.exit(130)

@@ -11,19 +11,23 @@ import typer
 def cancel(
     run: Annotated[Path, typer.Argument(help="Folder of a training run, or archive that denoise writes.")],
 ) -> None:
-    """End the jobs that were submitted for a run. What is finished stays; the command that submitted them goes on."""
+    """End the jobs that were submitted for a run, and a command that waits for them.
+
+    What is finished stays, and the command that submitted them goes on when it is given again.
+    """
     from hpcdeq.cluster.submission import cancel as cancel_jobs
     from hpcdeq.console import result, say
     from hpcdeq.errors import ConfigError
-    from hpcdeq.inference.job import jobs_folder
+    from hpcdeq.inference.job import cancel_workers, jobs_folder
 
-    folders = [folder for folder in (run / "jobs", jobs_folder(run)) if folder.is_dir()]
-    if not folders:
-        raise ConfigError(
-            f"nothing was submitted for {run}: there is neither {run / 'jobs'} nor {jobs_folder(run)}"
-        )
-    ended = [job for folder in folders for job in cancel_jobs(folder)]
+    training, denoising = run / "jobs", jobs_folder(run)
+    if not (training.is_dir() or denoising.is_dir()):
+        raise ConfigError(f"nothing was submitted for {run}: there is neither {training} nor {denoising}")
+    ended = cancel_jobs(training) if training.is_dir() else []
+    ended += cancel_workers(run) if denoising.is_dir() else []
     if ended:
         result("\n".join(ended))
     else:
-        say("no job of it is in the queue")
+        say(
+            "no job of it is in the queue; processes of this machine are ended where they were started, with Ctrl-C"
+        )

@@ -30,7 +30,9 @@ Codes = Annotated[
     bool, typer.Option("--codes", help="Also keep the sparse codes: supports and coefficients.")
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Denoise again what is there already.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Denoise again what is there already; leave it out to go on.")
+]
 
 
 def denoise(
@@ -47,7 +49,7 @@ def denoise(
     device: Device = "auto",
     overwrite: Overwrite = False,
 ) -> None:
-    """Denoise every scene of an archive into another. The same command continues an interrupted run."""
+    """Denoise every scene of an archive into another. The same command, without --overwrite, continues an interrupted run."""
     settings = settings_of(locals())
     from hpcdeq.archive import open_archive
     from hpcdeq.console import say

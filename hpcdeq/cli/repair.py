@@ -9,11 +9,15 @@ import typer
 
 
 def repair(out: Annotated[Path, typer.Argument(help="Archive that denoise wrote.")]) -> None:
-    """Verify, and denoise again just what is damaged, missing or was never finished."""
+    """Verify, and denoise again just what is damaged, missing or was never finished. Not while others write the archive."""
+    from hpcdeq.cluster.submission import is_slurm_here
     from hpcdeq.console import say
     from hpcdeq.errors import PartialFailureError
     from hpcdeq.inference import repair_archive
+    from hpcdeq.inference.job import check_no_workers
 
+    if is_slurm_here():
+        check_no_workers(out)
     damaged, report = repair_archive(out)
     say(
         f"{sum(map(len, damaged.values()))} damaged files in {len(damaged)} scenes; {len(report.done)} scenes made whole"

@@ -190,23 +190,29 @@ def denoise(
 ) -> None:
     """Denoise an archive as jobs, one a node, which need not run at the same time.
 
-    Each is queued again by itself at its time limit, and goes on. Prints the jobs' number (slurm) and returns, or waits and
-    prints the archive (local, debug, --wait). The same command continues what was ended.
+    Each is queued again by itself at its time limit, and goes on. Prints the number of the jobs (slurm; several if the site bounds
+    arrays) and returns, or waits and prints the archive (local, debug, --wait). The same command, without --overwrite, continues
+    what was ended.
     """
     request = _request("denoise", locals())
     settings = settings_of(locals())
     from hpcdeq.archive import open_archive
-    from hpcdeq.cluster.submission import check_not_queued, run_local, sbatch_text
+    from hpcdeq.cluster.device import choose_device
+    from hpcdeq.cluster.submission import check_local, run_local, sbatch_text
     from hpcdeq.console import result, say
     from hpcdeq.inference import plan_archive
-    from hpcdeq.inference.job import denoise_job, jobs_folder, see_through, submit_workers
+    from hpcdeq.inference.job import check_workers, denoise_job, jobs_folder, see_through, submit_workers
 
     folder = jobs_folder(out)
     if dry_run:
         result(sbatch_text(request, folder, parallel=max_parallel or request.nodes).rstrip())
         return
     if cluster == Cluster.SLURM:
-        check_not_queued(folder)
+        check_workers(request, out, max_parallel)
+    else:
+        choose_device(device)
+    if cluster == Cluster.LOCAL:
+        check_local(request, folder)
     plan_archive(open_archive(archive), model, out, settings, overwrite=overwrite)
     if cluster == Cluster.DEBUG:
         result(denoise_job(str(out), 0, 1))
@@ -214,10 +220,11 @@ def denoise(
         result(run_local(request, folder, denoise_job, str(out), 0, 1))
     else:
         jobs = submit_workers(request, out, max_parallel)
-        say(f"{len(jobs)} jobs are in the queue, from {jobs[0].id} to {jobs[-1].id}; their logs: {folder}")
+        arrays = list(dict.fromkeys(job.id.partition("_")[0] for job in jobs))
+        say(f"{len(jobs)} jobs are in the queue, of {', '.join(arrays)}; their logs: {folder}")
         if wait:
             see_through(request, out, max_parallel)
-        result(str(out) if wait else jobs[0].id.partition("_")[0])
+        result(str(out) if wait else "\n".join(arrays))
 
 
 @submit.command()

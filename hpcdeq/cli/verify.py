@@ -24,8 +24,7 @@ def verify(
         for name, files in bad.items():
             result("\n".join(f"{name}: {file}" for file in files or ["not in the ledger"]))
     if bad:
-        count = sum(map(len, bad.values()))
         raise PartialFailureError(
-            f"{count} files of {len(bad)} scenes are missing or not as they were written: {', '.join(bad)}; "
+            f"{len(bad)} scenes have missing or changed files, or are not in the ledger: {', '.join(bad)}; "
             f"mend them with: hpcdeq repair {out}"
         )

@@ -7,6 +7,20 @@ import torch
 from hpcdeq.errors import ConfigError
 
 
+def check_device_name(name: str) -> None:
+    """See that a name is that of a device, whether or not this machine has it.
+
+    Raises
+    ------
+    ConfigError
+        If it is not.
+    """
+    try:
+        torch.device("cpu" if name == "auto" else name)
+    except RuntimeError as error:
+        raise ConfigError(f"device: {name!r} is not one of auto, cpu, cuda, cuda:N") from error
+
+
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the torch device of a name for a process of a node; ``auto`` is CUDA where there is one.
 
@@ -17,12 +31,10 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     ConfigError
         If there is no such device.
     """
+    check_device_name(name)
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device: {name!r} is not one of auto, cpu, cuda, cuda:N") from error
+    device = torch.device(name)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(
             "device: cuda was asked for, but torch sees no CUDA device; `hpcdeq doctor` says why"

@@ -30,6 +30,7 @@ from hpcdeq.errors import (
     HpcdeqError,
     JobError,
     MissingExtraError,
+    PartialFailureError,
     PreemptedError,
     SubmissionError,
 )
@@ -117,7 +118,7 @@ def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *argumen
     _check_slurm_is_here()
     _make_private(folder)
     if "dependency" not in request.slurm:
-        check_not_queued(folder)
+        check_not_queued(folder, folder.parent, can_follow=True)
     from submitit.core.utils import FailedJobError
 
     with _outside_of_any_job():
@@ -126,6 +127,22 @@ def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *argumen
         except FailedJobError as error:
             raise SubmissionError(f"sbatch did not take the job: {str(error).strip()}") from error
     return Submitted(job.job_id, job.paths.stdout, job.paths.submission_file)
+
+
+def check_each(request: JobRequest, folder: Path, *, parallel: int) -> None:
+    """See that nothing in what is asked for keeps `submit_each` from handing it to SLURM; it writes nothing.
+
+    Parameters are those of `submit_each`, with as many items as the request has nodes.
+
+    Raises
+    ------
+    ConfigError, MissingExtraError, SubmissionError
+        As `sbatch_text` and `submit_each`.
+    """
+    sbatch_text(request, folder, parallel=parallel)
+    _check_slurm_is_here()
+    _arrays(request.nodes, parallel)
+    _check_own(folder)
 
 
 def submit_each(
@@ -158,27 +175,51 @@ def submit_each(
 
     Raises
     ------
-    ConfigError, SubmissionError
-        As `submit`.
+    ConfigError
+        As `sbatch_text`; or if there must be more arrays than jobs may run at a time.
+    SubmissionError
+        If there is no SLURM here, or it refuses some of the jobs; with its words. Then none is left in the queue.
     """
     executor = _slurm_executor(replace(request, nodes=1), folder, together=False)
     _check_slurm_is_here()
+    arrays = _arrays(len(items), parallel)
     _make_private(folder)
-    if "dependency" not in request.slurm:
-        check_not_queued(folder)
     from submitit.core.utils import FailedJobError
 
-    jobs = []
-    arrays = -(-len(items) // _largest_array())
+    jobs: list[Any] = []
     with _outside_of_any_job():
         for number in range(arrays):
             part = items[number::arrays]
-            executor.update_parameters(array_parallelism=max(1, parallel // arrays))
+            executor.update_parameters(array_parallelism=len(range(number, parallel, arrays)))
             try:
                 jobs += executor.map_array(_Task(work, together=False), *zip(*part, strict=True))
             except FailedJobError as error:
-                raise SubmissionError(f"sbatch did not take the job: {str(error).strip()}") from error
+                words = f"sbatch did not take the job: {str(error).strip()}"
+                if jobs:
+                    words += f"; {_take_back(jobs)}"
+                raise SubmissionError(words) from error
     return [Submitted(job.job_id, job.paths.stdout, job.paths.submission_file) for job in jobs]
+
+
+def _take_back(jobs: Sequence[Any]) -> str:
+    """End the arrays of some jobs; what became of them."""
+    taken = sorted({job.job_id.partition("_")[0] for job in jobs})
+    code, words = _slurm("scancel", *taken)
+    if code != 0:
+        return f"it took the others, and they could not be ended: scancel {' '.join(taken)}: {words}"
+    return f"the jobs that it took before are ended again: {', '.join(taken)}"
+
+
+def _arrays(jobs: int, parallel: int) -> int:
+    """How many arrays there must be."""
+    largest = _largest_array()
+    arrays = -(-jobs // largest)
+    if arrays > parallel:
+        raise ConfigError(
+            f"{jobs} jobs are {arrays} arrays, as this site lets one have {largest}: not fewer than {arrays} jobs can run at a "
+            f"time, got {parallel}; ask for at most {parallel * largest} jobs"
+        )
+    return arrays
 
 
 def _largest_array() -> int:
@@ -196,10 +237,10 @@ def queued(folder: Path) -> list[str]:
     SubmissionError
         If SLURM does not answer.
     """
-    _check_slurm_is_here()
     before = {path.name.split("_")[0] for path in folder.glob("*_submission.sh")}
-    if not before:
+    if not before:  # perhaps there is no SLURM here
         return []
+    _check_slurm_is_here()
     code, words = _slurm("squeue", "--noheader", "--me", "--format=%F")
     if code != 0:
         raise SubmissionError(f"squeue does not answer: {words}")
@@ -236,6 +277,21 @@ def end_held(folder: Path) -> list[str]:
     return held
 
 
+def check_local(request: JobRequest, folder: Path) -> None:
+    """See that nothing in what is asked for keeps `run_local` from beginning; it writes nothing.
+
+    Raises
+    ------
+    ConfigError, MissingExtraError
+        As `run_local`.
+    """
+    if request.nodes > 1:
+        raise ConfigError(f"--cluster local is this machine alone: --nodes must be 1, got {request.nodes}")
+    _submitit()
+    _visible_gpus()
+    _check_own(folder)
+
+
 def run_local(request: JobRequest, folder: Path, work: Callable[..., Any], *arguments: Any) -> Any:
     """Run a job as processes of this machine, show what rank 0 says, and wait for its end.
 
@@ -249,12 +305,13 @@ def run_local(request: JobRequest, folder: Path, work: Callable[..., Any], *argu
     Raises
     ------
     ConfigError
-        If more than one node is asked for.
+        If more than one node is asked for, or the folder is not the user's own.
+    MissingExtraError
+        If submitit is not installed.
     JobError
         If a process did not end well; with its exit code (75: all stopped at a checkpoint).
     """
-    if request.nodes > 1:
-        raise ConfigError(f"--cluster local is this machine alone: --nodes must be 1, got {request.nodes}")
+    check_local(request, folder)
     _make_private(folder)
     executor = _submitit().LocalExecutor(folder)
     executor.update_parameters(
@@ -409,8 +466,8 @@ def _slurm_executor(request: JobRequest, folder: Path, *, together: bool = True)
 
     if not _FOLDER.fullmatch(str(folder.absolute())):
         raise ConfigError(
-            f"run: the path {str(folder.absolute())!r} goes into the text for sbatch, so it may hold letters, digits, spaces and "
-            "_ @ + = : , . / - only; choose another with run=FOLDER"
+            f"the path {str(folder.absolute())!r} goes into the text for sbatch, so it may hold letters, digits, spaces and "
+            "_ @ + = : , . / - only; choose another with run=FOLDER or --out FOLDER"
         )
     executor = Executor(folder, python=shlex.join(_PYTHON))
     options: dict[str, Any] = {
@@ -444,9 +501,20 @@ def _slurm_executor(request: JobRequest, folder: Path, *, together: bool = True)
 
 
 def _check_slurm_is_here() -> None:
-    if shutil.which("sbatch") is None:
+    if not is_slurm_here():
         raise SubmissionError(
             "sbatch is not on PATH: submit from a login node of the cluster; --dry-run and --cluster local need no SLURM"
+        )
+
+
+def _check_own(folder: Path) -> None:
+    """Refuse a folder that is somebody else's."""
+    if folder.is_symlink() or (
+        folder.exists() and (not folder.is_dir() or folder.stat().st_uid != os.getuid())
+    ):
+        raise ConfigError(
+            f"{folder} must be a folder of your own: who can write to it can run code in your jobs; remove it, or choose "
+            "another with run=FOLDER or --out FOLDER"
         )
 
 
@@ -456,16 +524,26 @@ def _make_private(folder: Path) -> None:
     try:
         folder.mkdir(mode=0o700)
     except FileExistsError:
-        if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
-            raise ConfigError(
-                f"{folder} must be a folder of your own: who can write to it can run code in your jobs; remove it, or choose "
-                "another with run=FOLDER"
-            ) from None
+        _check_own(folder)
     folder.chmod(0o700)
 
 
-def check_not_queued(folder: Path) -> None:
+def is_slurm_here() -> bool:
+    """Whether jobs could be submitted, and seen, from this machine."""
+    return shutil.which("sbatch") is not None
+
+
+def check_not_queued(folder: Path, run: Path, *, can_follow: bool) -> None:
     """See that no job which was submitted with a folder is in the queue.
+
+    Parameters
+    ----------
+    folder
+        Where the logs and the submissions lie.
+    run
+        What its user calls it.
+    can_follow
+        Whether a job of it may be submitted to start after the one before.
 
     Raises
     ------
@@ -475,9 +553,9 @@ def check_not_queued(folder: Path) -> None:
         If there is no SLURM here, or it does not answer.
     """
     if jobs := queued(folder):
+        after = f", or start after it with --slurm dependency=afterany:{jobs[0]}" if can_follow else ""
         raise ConfigError(
-            f"{folder.parent} is queued or running already as job {jobs[0]}: wait for it, end it with scancel {jobs[0]}, or "
-            f"start after it with --slurm dependency=afterany:{jobs[0]}"
+            f"{run} is queued or running already as job {', '.join(jobs)}: wait for it, or end it with hpcdeq cancel {run}{after}"
         )
 
 
@@ -552,16 +630,21 @@ def _follow(job: Any, asked: StopRequest) -> None:
 
 
 def _ended(job: Any) -> Any:
-    """What rank 0 returned; or the error that the first failed rank, or all that stopped, stand for."""
+    """What rank 0 returned; or the error that the worst end stands for: a failure, a stop, or work of which a part failed."""
     tasks = [job.task(rank) for rank in range(job.num_tasks)]
     ended = [_end_of(task) for task in tasks]
-    stopped = PreemptedError.exit_code
-    for rank, end in enumerate(ended):
-        if end.exit_code not in (0, stopped):
-            log = tasks[rank].paths.stdout
-            raise JobError(f"rank {rank} of {len(ended)} failed; its log: {log}", end.exit_code)
-    if any(end.exit_code == stopped for end in ended):
+    codes = [end.exit_code for end in ended]
+    stopped, partial = PreemptedError.exit_code, PartialFailureError.exit_code
+    for rank, code in enumerate(codes):
+        if code not in (0, stopped, partial):
+            raise JobError(f"rank {rank} of {len(codes)} failed; its log: {tasks[rank].paths.stdout}", code)
+    if stopped in codes:
         raise JobError("stopped at a checkpoint; run the same command again to go on", stopped)
+    if partial in codes:
+        logs = ", ".join(
+            str(task.paths.stdout) for task, code in zip(tasks, codes, strict=True) if code == partial
+        )
+        raise JobError(f"finished, but some of it failed; the logs that name it: {logs}", partial)
     return ended[0].value
 
 

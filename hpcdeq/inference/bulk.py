@@ -10,15 +10,18 @@ from pathlib import Path
 
 from hpcdeq.archive import Archive, open_archive
 from hpcdeq.archive.scene import checksum_of
+from hpcdeq.cluster.device import choose_device
 from hpcdeq.cluster.signals import stop_requests
 from hpcdeq.console import say
 from hpcdeq.errors import ConfigError, HpcdeqError
 from hpcdeq.inference.ledger import Job, Ledger
-from hpcdeq.inference.plan import plan_of, share_of
-from hpcdeq.inference.tiles import DenoiseSettings, prepare
+from hpcdeq.inference.plan import ScenePlan, plan_of, share_of
+from hpcdeq.inference.tiles import DenoiseSettings, set_up
 from hpcdeq.inference.worker import DenoiseReport, Worker
 from hpcdeq.models import load_model
 from hpcdeq.models.files import read_card
+
+_ROOT = "."  # what `verify` calls the archive itself, among its scenes
 
 
 def denoise_archive(
@@ -44,12 +47,13 @@ def denoise_archive(
     Raises
     ------
     ConfigError
-        If ``out`` is the input archive, or the settings do not fit the model.
+        If ``out`` is the input archive, the settings do not fit the model, or this machine has no such device.
     StorageError
         If ``out`` cannot be written, as the disk is full.
     PreemptedError
-        If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): when the units that were begun are written.
+        If a signal asked to stop (SIGUSR1, SIGUSR2, SIGTERM): when the units that are computed are written.
     """
+    choose_device(settings.device)  # before anything is overwritten
     failed = plan_archive(archive, model_folder, out, settings, overwrite=overwrite)
     report = denoise_share(out)
     report.failed = failed | report.failed
@@ -70,7 +74,7 @@ def plan_archive(
     """
     if out.resolve() == archive.path.resolve():
         raise ConfigError(f"--out {out} is the archive that is read; choose another folder")
-    model = prepare(load_model(model_folder), settings)
+    model = set_up(load_model(model_folder), settings)  # where this runs there may be no GPU
     settings.overlap_of(model)
     if settings.codes and model.code_count == 0:
         raise ConfigError(
@@ -86,15 +90,19 @@ def plan_archive(
             say(f"{name}: {error}")
     denoised = open_archive(out, create=True)
     ledger = Ledger(denoised)
+    there: list[ScenePlan] = []
+    left: list[ScenePlan] = []
     for plan in plans:
-        there = denoised.fingerprint(plan.name)
+        found = denoised.fingerprint(plan.name)
         if overwrite:
             ledger.forget(plan)
             denoised.remove(plan.name)
-        elif there not in (None, plan.fingerprint):
+        elif found not in (None, plan.fingerprint):
             say(f"{plan.name}: denoised before with another model, settings or input; denoising it again")
+        (there if found == plan.fingerprint and not overwrite else left).append(plan)
+    plans = there + left
     denoised.sweep({denoised.shared_path(plan.name, plan.fingerprint) for plan in plans})
-    ledger.begin(Job(archive.path, model_folder, settings, plans))
+    ledger.begin(Job(archive.path, model_folder, settings, plans, len(there)))
     for name, reason in failed.items():
         ledger.fail(name, reason)
     denoised.close()
@@ -122,7 +130,8 @@ def denoise_share(out: Path, worker: int = 0, workers: int = 1, local_rank: int 
     """
     run = Worker(out, local_rank)
     with stop_requests() as stop:
-        run.denoise(share_of(run.job.scenes, worker, workers), stop)
+        parts = run.job.scenes[: run.job.there], run.job.scenes[run.job.there :]
+        run.denoise([unit for part in parts for unit in share_of(part, worker, workers)], stop)
     return run.report
 
 
@@ -146,17 +155,20 @@ def repair_archive(out: Path) -> tuple[dict[str, list[str]], DenoiseReport]:
     ConfigError
         If there is no ledger beside the archive.
     """
-    damaged = dict(verify(out))
-    open_archive(out, create=True)  # its root may be what is damaged
+    damaged, archive = dict(verify(out)), Archive(out)
+    if not archive.has_root():
+        archive.make_root()
     run = Worker(out)
     plans = {plan.name: plan for plan in run.job.scenes}
     for name, files in damaged.items():
-        if name in plans:
-            run.output.reopen(plans[name], files)
-        else:
+        if name == _ROOT:
+            continue
+        if name not in plans:
             run.report.failed[name] = (
                 "of another input than the last one; denoise that again, with --overwrite"
             )
+        elif plans[name].fingerprint == _made_by(archive, run.ledger, name):
+            run.reopen(plans[name], files)  # else of an older plan: replaced by the scene of this one
     with stop_requests() as stop:
         run.denoise(share_of(run.job.scenes, 0, 1), stop)
     return damaged, run.report
@@ -169,7 +181,7 @@ def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
     ------
     name, files
         For each scene that is not as it was written: the files that are missing or have other bytes. None if the ledger does
-        not know what was written.
+        not know what was written. The archive's own metadata are those of the name ``.``.
 
     Raises
     ------
@@ -178,16 +190,24 @@ def verify(out: Path) -> Iterator[tuple[str, list[str]]]:
     """
     archive = Archive(out)
     ledger = Ledger(archive)
+    ledger.job()
+    if not archive.has_root():
+        yield _ROOT, ["zarr.json"]
     known = set()
-    planned = ledger.job().scenes
     for name, complete in ledger.all_completed():
         known.add(name)
         bad = [file for file, sum_ in complete.checksums.items() if _checksum(out / name / file) != sum_]
         if bad:
             yield name, bad
-    for plan in planned:
-        if plan.name not in known and archive.fingerprint(plan.name) == plan.fingerprint:
-            yield plan.name, []
+    for name in archive.names() if out.is_dir() else ():
+        if name not in known and archive.fingerprint(name) is not None:
+            yield name, []
+
+
+def _made_by(archive: Archive, ledger: Ledger, name: str) -> str | None:
+    """Fingerprint of the plan that made a scene, which may be too damaged to tell itself."""
+    told = ledger.completed(name)
+    return archive.fingerprint(name) or (told.fingerprint if told else None)
 
 
 def _checksum(file: Path) -> int | None:

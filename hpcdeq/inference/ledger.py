@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdeq.archive import Archive
+from hpcdeq.archive.store import beside
 from hpcdeq.errors import ConfigError
 from hpcdeq.inference.plan import ScenePlan, Unit
 from hpcdeq.inference.tiles import Convergence, DenoiseSettings, TileSolution
@@ -33,6 +34,8 @@ class Job:
     model: Path
     settings: DenoiseSettings
     scenes: Sequence[ScenePlan]
+    there: int = 0
+    """How many of the scenes, the first ones, were in the archive when this was planned: the rest is shared out by itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +68,11 @@ class Complete:
     """What its user should know."""
 
 
+def ledger_folder(out: Path) -> Path:
+    """Return where the ledger of an output archive lies."""
+    return beside(out, "ledger")
+
+
 class Ledger:
     """What is done of an output archive.
 
@@ -76,17 +84,20 @@ class Ledger:
 
     def __init__(self, out: Archive) -> None:
         self.out = out
-        self.folder = out.path.with_name(f"{out.path.name}.ledger")
+        self.folder = ledger_folder(out.path)
         self._seen: tuple[int, int, set[tuple[str, str]]] | None = None
 
     def begin(self, job: Job) -> None:
-        """Note what is to be done; what was noted of scenes that are to be made otherwise, and all failures, are forgotten."""
+        """Note what is to be done; units of scenes that are to be made otherwise, and all failures, are forgotten.
+
+        What is known of a complete scene is kept until it is replaced.
+        """
         wanted = {scene.name: scene.fingerprint for scene in job.scenes}
         with contextlib.suppress(ConfigError):  # the first, or of another version
             for scene in self.job().scenes:
                 fingerprint = wanted.get(scene.name)
                 if fingerprint != scene.fingerprint and (fingerprint or not self.completed(scene.name)):
-                    self.forget(scene)
+                    shutil.rmtree(self._units(scene), ignore_errors=True)
         shutil.rmtree(self.folder / "failed", ignore_errors=True)
         self._write(
             self.folder / "job.json",
@@ -96,6 +107,7 @@ class Ledger:
                 "model": str(job.model.absolute()),
                 "settings": asdict(job.settings),
                 "scenes": [astuple(scene) for scene in job.scenes],
+                "there": job.there,
             },
         )
 
@@ -123,7 +135,7 @@ class Ledger:
             for values in stored["scenes"]
         ]
         settings = DenoiseSettings(**stored["settings"])
-        return Job(Path(stored["archive"]), Path(stored["model"]), settings, scenes)
+        return Job(Path(stored["archive"]), Path(stored["model"]), settings, scenes, stored.get("there", 0))
 
     def wants(self, scene: ScenePlan) -> bool:
         """Whether the scene is still to be made by this plan: a newer one may have come meanwhile."""

@@ -5,7 +5,6 @@ Two copies of one worker do no harm: they write the same bytes, and what one fin
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -157,7 +156,8 @@ class Output:
         except FencedError:
             raise
         except Exception as error:
-            if not self.is_visible(plan) and not (unit and self.is_written(unit)):
+            # In this order: the other may make it visible in between.
+            if not (unit and self.is_written(unit)) and not self.is_visible(plan):
                 self._check_wanted(plan)
                 if isinstance(error, OSError) and not isinstance(error, HpcdeqError):
                     raise StorageError(
@@ -167,16 +167,18 @@ class Output:
         with self._lock:
             if self.is_visible(plan):
                 self._drafts.pop(plan.name, None)
-                left = self.archive.shared_path(plan.name, plan.fingerprint)
-                shutil.rmtree(left, ignore_errors=True)  # what was written since then
+                self._discard(plan)  # what was written since then
         return done
 
     def _check_wanted(self, plan: ScenePlan) -> None:
         if not self.ledger.wants(plan):
-            shutil.rmtree(self.archive.shared_path(plan.name, plan.fingerprint), ignore_errors=True)
+            self._discard(plan)
             raise FencedError(
                 f"{plan.name}: another plan was made for {self.archive.path} meanwhile; this one ends"
             )
+
+    def _discard(self, plan: ScenePlan) -> None:
+        self.archive.discard(self.archive.shared_path(plan.name, plan.fingerprint))
 
     def _write(
         self, unit: Unit, found: DenoisedWindow, valid: NDArray[np.bool_] | None, noise: list[float]
@@ -209,9 +211,13 @@ class Output:
         dtype = scene.dtype
         if dtype.kind == "f":
             return values
-        bounds = np.iinfo(dtype)
+        least, most = (np.float32(bound) for bound in (np.iinfo(dtype).min, np.iinfo(dtype).max))
+        if (
+            int(most) > np.iinfo(dtype).max
+        ):  # rounded up, as float32 has 24 bits: it would overflow to the least
+            most = np.nextafter(most, np.float32(0))
         whole = np.rint(values / np.float32(scene.scale_factor))
-        stored: NDArray[Any] = np.clip(whole, bounds.min, bounds.max).astype(dtype)
+        stored: NDArray[Any] = np.clip(whole, least, most).astype(dtype)
         return stored
 
     def _record_complete(
@@ -220,8 +226,9 @@ class Output:
         """Record what a scene holds that is about to become visible."""
         for left in draft.path.rglob("*.partial"):  # of killed writers; a living one finds its unit recorded
             left.unlink(missing_ok=True)
-        files = [file for file in draft.path.rglob("*") if file.is_file()]
-        sums = {str(file.relative_to(draft.path)): checksum_of(file) for file in files}
+        files = {str(file.relative_to(draft.path)): file for file in draft.path.rglob("*") if file.is_file()}
+        sums = {name: checksum_of(file) for name, file in files.items() if name in written}
+        sums |= draft.secure(file for name, file in files.items() if name not in written)
         if not draft.path.exists():
             raise SceneError(f"{draft.path} was taken away")
         for name, sum_ in written.items():
@@ -252,7 +259,8 @@ class Output:
         for name, dtype in (("residual", np.float32), ("iterations", np.int32), ("converged", np.uint8)):
             values = np.array([[getattr(tile, name) for tile in row] for row in grid], dtype)
             draft.attach(f"tile_{name}", places, values)
-        draft.attach(NOISE, ("band",), np.array(noise, np.float32))
+        if noise:  # of a single row or column none can be estimated
+            draft.attach(NOISE, ("band",), np.array(noise, np.float32))
         if not self.settings.codes:
             return
         for name, place, length in zip((CELL_Y, CELL_X), places, (plan.height, plan.width), strict=True):
@@ -287,6 +295,6 @@ class Output:
 def _are_intact(folder: Path, files: list[Path], record: Record) -> bool:
     """Whether files are on disk as they were written."""
     try:
-        return all(checksum_of(file) == record.checksums[str(file.relative_to(folder))] for file in files)
+        return all(checksum_of(file) == record.checksums.get(str(file.relative_to(folder))) for file in files)
     except FileNotFoundError:
         return False

@@ -87,14 +87,14 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
     scene
         The noisy scene.
     model, weights
-        What denoises it, from `hpcdeq.inference.tiles.prepare`; and the digest of its weights.
+        What denoises it, from `hpcdeq.inference.tiles.set_up`; and the digest of its weights.
     settings
         How it is applied.
 
     Raises
     ------
     SceneError
-        If the scene has not as many bands as the model.
+        If the scene has not as many bands as the model, or files beside its pixels are missing.
     """
     if scene.shape[0] != model.bands:
         raise SceneError(
@@ -104,14 +104,14 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
     what = {
         "ledger": 5,
         "weights": weights,
-        "solver": asdict(model.settings.solver),
+        "model": asdict(model.settings),
         "precision": settings.precision,
         "overlap": settings.overlap_of(model),
         "codes": settings.codes,
         "dtype": settings.dtype,
-        "batch": settings.batch if settings.device != "cpu" else None,  # by which a GPU rounds
+        # By which a GPU rounds; who plans cannot know what auto will be.
+        "batch": settings.batch if settings.device != "cpu" else None,
         "input": scene.digest,
-        "scale_factor": scene.scale_factor,
     }
     bands, height, width = scene.shape
     return ScenePlan(

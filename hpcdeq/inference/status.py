@@ -301,8 +301,9 @@ class Watch:
     ) -> _Seen:
         remarks = []
         if reason is None and len(times) == plan.unit_count:
-            at = self._ledger.completed_at(plan.name)
-            if at is not None and now - at > _LOST_SECONDS:
+            complete, at = self._ledger.completed(plan.name), self._ledger.completed_at(plan.name)
+            ours = complete is not None and complete.fingerprint == plan.fingerprint
+            if ours and at is not None and now - at > _LOST_SECONDS:
                 remarks.append(
                     "was complete, but is not in the archive now: hpcdeq repair mends it, or is at it"
                 )

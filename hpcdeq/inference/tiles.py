@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from hpcdeq.cluster.device import choose_device
+from hpcdeq.cluster.device import check_device_name, choose_device
+from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.console import say
 from hpcdeq.errors import ConfigError
 from hpcdeq.models import SparseDenoiser
@@ -57,6 +58,7 @@ class DenoiseSettings:
             raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
         if self.overlap is not None and self.overlap < 0:
             raise ConfigError(f"overlap must not be negative, got {self.overlap}")
+        check_device_name(self.device)
 
     def overlap_of(self, model: SparseDenoiser) -> int:
         """Overlap in pixels for the tiles of a model.
@@ -127,11 +129,8 @@ class Convergence:
         )
 
 
-def prepare(model: SparseDenoiser, settings: DenoiseSettings, local_rank: int = 0) -> SparseDenoiser:
-    """Return the model with its solver set as the settings say, on the device; the one given keeps its settings.
-
-    Processes of a node, told apart by ``local_rank``, take its GPUs in turn.
-    """
+def set_up(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
+    """Return the model with its solver set as the settings say, where it is; the one given keeps its settings."""
     changes: dict[str, Any] = {
         k: v
         for k, v in (("iterations", settings.iterations), ("tolerance", settings.tolerance))
@@ -144,7 +143,12 @@ def prepare(model: SparseDenoiser, settings: DenoiseSettings, local_rank: int = 
     prepared = copy.copy(model)
     prepared.settings = replace(model.settings, solver=solver)
     prepared.prior_dtype = _PRECISIONS[settings.precision]
-    return prepared.to(choose_device(settings.device, local_rank)).eval()
+    return prepared.eval()
+
+
+def prepare(model: SparseDenoiser, settings: DenoiseSettings, local_rank: int = 0) -> SparseDenoiser:
+    """Return the model as `set_up` does, on the device; processes of a node, told apart by `local_rank`, take its GPUs in turn."""
+    return set_up(model, settings).to(choose_device(settings.device, local_rank))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +170,10 @@ def reach(extent: Window, window: Window, block: int, overlap: int) -> Window:
 
 
 def denoise_windows(
-    model: SparseDenoiser, inputs: Iterable[NoisyWindow], settings: DenoiseSettings
+    model: SparseDenoiser,
+    inputs: Iterable[NoisyWindow],
+    settings: DenoiseSettings,
+    stop: StopRequest | None = None,
 ) -> Iterator[DenoisedWindow]:
     """Denoise windows of scenes, each by all tiles of its scene that touch it.
 
@@ -181,11 +188,13 @@ def denoise_windows(
         The windows.
     settings
         Overlap, batch and codes are used here.
+    stop
+        Looked at before each tile: once asked to stop, no more are begun.
 
     Yields
     ------
     DenoisedWindow
-        For each input, in their order.
+        For each input, in their order; of those that were not finished before a stop nothing.
     """
     overlap = settings.overlap_of(model)
     begun: deque[_Blend] = deque()
@@ -193,7 +202,10 @@ def denoise_windows(
     def cuts() -> Iterator[Floats]:
         for noisy in inputs:
             begun.append(_Blend(model, noisy, overlap, settings.codes))
-            yield from begun[-1].cuts()
+            for cut in begun[-1].cuts():
+                if stop:
+                    return
+                yield cut
 
     for found in _denoise_each(model, cuts(), settings):
         begun[0].add(found)
@@ -266,11 +278,12 @@ def _denoise_each(
     which takes half of the time on cores that others use too.
     """
     if not _on_cpu(model):
+        too_large: set[int] = set()
         for _, alike in groupby(
             cuts, key=np.shape
         ):  # the tile of a scene smaller than a block is smaller too
             for batch in _in_batches(alike, settings.batch):
-                yield from _denoise_filled(model, batch, settings.batch, settings.codes)
+                yield from _denoise_filled(model, batch, settings.batch, settings.codes, too_large)
         return
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
@@ -293,10 +306,13 @@ def _in_batches(cuts: Iterable[Floats], size: int) -> Iterator[list[Floats]]:
         yield batch
 
 
-def _denoise_filled(model: SparseDenoiser, cuts: list[Floats], size: int, codes: bool) -> list[_Tile]:
+def _denoise_filled(
+    model: SparseDenoiser, cuts: list[Floats], size: int, codes: bool, too_large: set[int]
+) -> list[_Tile]:
     """Denoise tiles in batches of one size, filled up, as a GPU rounds by the shape of the batch.
 
-    Where the memory does not suffice the size is halved for these tiles: the result then differs by rounding.
+    Where the memory does not suffice the size is halved for these tiles: the result then differs by rounding. Of sizes that are
+    noted in ``too_large`` this was said before.
     """
     try:
         found: list[_Tile] = []
@@ -308,8 +324,13 @@ def _denoise_filled(model: SparseDenoiser, cuts: list[Floats], size: int, codes:
         if size == 1:
             raise MemoryError(f"a single tile does not fit the GPU's memory: {error}") from error
     torch.cuda.empty_cache()
-    say(f"a batch of {size} tiles does not fit the GPU's memory: taken in two; choose --batch {size // 2}")
-    return _denoise_filled(model, cuts, size // 2, codes)
+    if size not in too_large:
+        too_large.add(size)
+        say(
+            f"a batch of {size} tiles does not fit the GPU's memory: taken in two, as are all that do not fit; --batch {size // 2} "
+            "is faster, but denoises again what is there"
+        )
+    return _denoise_filled(model, cuts, size // 2, codes, too_large)
 
 
 def _on_cpu(model: SparseDenoiser) -> bool:

@@ -100,7 +100,15 @@ class Worker:
         self._lock = threading.Lock()
 
     def denoise(self, units: list[Unit], stop: StopRequest) -> None:
-        """Compute units until asked to stop: they are read ahead, computed, and written behind."""
+        """Compute units until asked to stop: they are read ahead, computed, and written behind.
+
+        A stop is seen between tiles: a unit that is not computed by then is dropped, as it may take longer than there is time.
+
+        Raises
+        ------
+        PreemptedError
+            If it was asked to stop, and units are left.
+        """
         plans = list(dict.fromkeys(unit.scene for unit in units))
         visible = {plan.name: self.output.is_visible(plan) for plan in plans}
         self.report.skipped = [name for name, there in visible.items() if there]
@@ -118,7 +126,9 @@ class Worker:
             def missing() -> Iterator[Unit]:
                 for unit in units:
                     bar.note(f"{unit.scene.name} rows {unit.window.y0}:, columns {unit.window.x0}:")
-                    if visible[unit.scene.name] or self.output.is_written(unit):
+                    name = unit.scene.name
+                    unopened = name in self.report.failed and name not in self._scenes
+                    if visible[name] or unopened or self.output.is_written(unit):
                         bar.advance()
                     else:
                         yield unit
@@ -139,7 +149,7 @@ class Worker:
 
             found = (
                 (*begun.popleft(), window)
-                for window in denoise_windows(self.model, inputs(), self.job.settings)
+                for window in denoise_windows(self.model, inputs(), self.job.settings, stop)
             )
             for (unit, _, _), written in _ahead(writers, lambda all_: self._write(*all_), found, threads):
                 try:
@@ -147,12 +157,19 @@ class Worker:
                 except _SCENE_ERRORS as error:
                     self._fail(unit.scene, error)
                 bar.advance()
-        if stopped:
-            raise PreemptedError("stopped; what was begun is written, and the same command goes on")
+        if stopped or begun:
+            raise PreemptedError("stopped; what is finished is written, and the same command goes on")
         for plan in plans:
             if not visible[plan.name]:
                 self._finish(plan)
         self._sweep()
+
+    def reopen(self, plan: ScenePlan, damaged: list[str]) -> None:
+        """Take a scene out of the archive, to write it again where files are damaged; it stays if its input cannot be read."""
+        try:
+            self.output.reopen(plan, damaged)
+        except _SCENE_ERRORS as error:
+            self._fail(plan, error)
 
     def _finish(self, plan: ScenePlan) -> None:
         """Count a scene; one that was killed between its last record and the end is made visible."""
@@ -164,8 +181,8 @@ class Worker:
             self.report.done.append(plan.name)
 
     def _sweep(self) -> None:
-        """Remove all that is left aside when everything is done."""
-        if all(map(self.output.is_visible, self.job.scenes)):
+        """Remove all that is left aside when everything is done, also of a newer plan."""
+        if all(map(self.output.is_visible, self.ledger.job().scenes)):
             shutil.rmtree(self.output.archive.staging, ignore_errors=True)
 
     def _read(self, unit: Unit) -> _Input:
@@ -236,7 +253,8 @@ class Worker:
         if plan.name not in self.report.failed:
             say(f"{plan.name}: {error}")
         self.report.failed[plan.name] = str(error)
-        self.ledger.fail(plan.name, str(error))
+        if self.ledger.wants(plan):
+            self.ledger.fail(plan.name, str(error))
 
 
 def _noise_in_the_middle(unit: Unit, pixels: NDArray[np.float32]) -> list[float]:

@@ -236,15 +236,11 @@ def _read(scene: Scene, window: Window, bands: list[int]) -> tuple[NDArray[np.fl
     Raises
     ------
     SceneError
-        If the scene is of another size, or has no such shards: Zarr would read them as zeros.
+        If the scene is of another size, or cannot be read there.
     """
     if window.intersect(scene.extent) != window:
         raise SceneError(f"scene {scene.name}: is of {scene.shape[1]} x {scene.shape[2]} pixels now")
     rgb, valid = scene.read(window)[bands], scene.valid_mask(window)
-    for shard in scene.shards():
-        common = shard.intersect(window)
-        if common.height > 0 and common.width > 0 and not scene.shard_path(shard).is_file():
-            raise SceneError(f"scene {scene.name}: {scene.shard_path(shard)} is missing")
     valid &= np.isfinite(rgb).all(axis=0)
     return np.where(valid, rgb, np.float32(0.0)), valid
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.signals import stop_requests
-from hpcdeq.errors import ConfigError, FencedError, PeerError, PreemptedError
+from hpcdeq.errors import ConfigError, FencedError, PartialFailureError, PeerError, PreemptedError
 
 
 def meet(folder: str) -> str:
@@ -66,6 +66,8 @@ def end(how: dict[str, str]) -> str:
             os.kill(os.getpid(), signal.SIGKILL)
         case "stop":
             raise PreemptedError("stopped at step 7")
+        case "partial":
+            raise PartialFailureError("one scene failed")
     return f"rank {rank} did well"
 
 

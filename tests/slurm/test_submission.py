@@ -131,19 +131,46 @@ def test_what_is_submitted_as_an_array_is_the_text_of_the_dry_run(
     assert len(fake_slurm.calls("sbatch")) == 1
 
 
+def number_the_jobs(slurm: FakeSlurm, most: int = 99) -> None:
+    """Answer with 1, 2, 3, ... and refuse those beyond the most."""
+    (slurm.folder / "sbatch").write_text(f"""#!/bin/sh
+echo "$0 $@" >>{slurm.folder}/calls
+number=$(grep -c ^{slurm.folder}/sbatch {slurm.folder}/calls)
+if [ $number -gt {most} ]; then echo submit limit >&2; exit 1; fi
+echo Submitted batch job $number
+""")
+
+
 def test_a_site_that_bounds_arrays_gets_several(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
     fake_slurm.answers("scontrol", "MaxArraySize            = 11")
     request, folder = JobRequest(time="5", nodes=25), tmp_path / "jobs"
-    numbers = fake_slurm.folder / "sbatch"
-    numbers.write_text(f"""#!/bin/sh
-echo "$0 $@" >>{fake_slurm.folder}/calls
-echo Submitted batch job $(grep -c sbatch {fake_slurm.folder}/calls)
-""")
-    submitted = submit_each(request, folder, jobs.meet, [(str(i),) for i in range(25)], parallel=6)
+    number_the_jobs(fake_slurm)
+    submitted = submit_each(request, folder, jobs.meet, [(str(i),) for i in range(25)], parallel=7)
     assert len({job.id for job in submitted}) == 25
     texts = [file.read_text() for file in sorted(folder.glob("*_submission.sh"))]
     arrays = sorted(line for text in texts for line in text.splitlines() if "--array" in line)
-    assert arrays == ["#SBATCH --array=0-7%2", "#SBATCH --array=0-7%2", "#SBATCH --array=0-8%2"]
+    assert arrays == ["#SBATCH --array=0-7%2", "#SBATCH --array=0-7%2", "#SBATCH --array=0-8%3"]
+    with pytest.raises(
+        ConfigError, match="not fewer than 3 jobs can run at a time, got 2; ask for at most 20 jobs"
+    ):
+        submit_each(request, folder, jobs.meet, [(str(i),) for i in range(25)], parallel=2)
+    assert len(fake_slurm.calls("sbatch")) == 3
+
+
+def test_of_several_arrays_all_are_taken_or_none(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+    fake_slurm.answers("scontrol", "MaxArraySize            = 11")
+    request, folder = JobRequest(time="5", nodes=25), tmp_path / "jobs"
+    number_the_jobs(fake_slurm, most=2)
+    items = [(str(i),) for i in range(25)]
+    with pytest.raises(
+        SubmissionError, match="submit limit; the jobs that it took before are ended again: 1, 2"
+    ):
+        submit_each(request, folder, jobs.meet, items, parallel=25)
+    assert fake_slurm.calls("scancel") == ["1 2"]
+    fake_slurm.answers("scancel", "not now", code=1)
+    number_the_jobs(fake_slurm, most=4)
+    with pytest.raises(SubmissionError, match="could not be ended: scancel 4: not now"):
+        submit_each(request, folder, jobs.meet, items, parallel=25)
 
 
 def test_jobs_are_cancelled_by_their_folder(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
@@ -261,7 +288,9 @@ def test_a_run_that_is_in_the_queue_is_not_submitted_twice(fake_slurm: FakeSlurm
     request, folder = JobRequest(time="5"), tmp_path / "run" / "jobs"
     submit(request, folder, jobs.meet, "x")
     fake_slurm.answers("squeue", "12\n77")
-    with pytest.raises(ConfigError, match=f"{tmp_path / 'run'} is queued or running already as job 77"):
+    with pytest.raises(
+        ConfigError, match=f"{tmp_path / 'run'} is queued or running already as job 77.*afterany:77"
+    ):
         submit(request, folder, jobs.meet, "x")
     submit(JobRequest(time="5", slurm={"dependency": "afterany:77"}), folder, jobs.meet, "x")
     submit(request, tmp_path / "other", jobs.meet, "x")
@@ -431,6 +460,9 @@ def test_local_processes_find_each_other_and_share_the_cores(
         ({"1": "crash"}, 1, "rank 1 of 2 failed; its log: "),
         ({"1": "kill"}, 1, "rank 1 of 2 failed; its log: "),
         ({"0": "stop", "1": "stop"}, 75, "stopped at a checkpoint; run the same command again"),
+        ({"0": "partial"}, 3, "finished, but some of it failed; the logs that name it: "),
+        ({"0": "partial", "1": "kill"}, 1, "rank 1 of 2 failed; its log: "),
+        ({"0": "partial", "1": "stop"}, 75, "stopped at a checkpoint; run the same command again"),
     ],
 )
 def test_a_local_job_ends_with_the_exit_code_of_its_processes(

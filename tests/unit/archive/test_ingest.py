@@ -47,6 +47,18 @@ def test_a_changed_source_needs_overwrite(raw, hpcdeq, tmp_path):
     np.testing.assert_array_equal(open_archive(tmp_path / "A")["s"].radiance[...], changed)
 
 
+def test_a_scene_that_lost_its_metadata_needs_overwrite(raw, hpcdeq, tmp_path):
+    np.save(raw / "s.npy", rawfiles.cube())
+    hpcdeq("ingest", raw, "--archive", tmp_path / "A")
+    before = bytes_of(tmp_path / "A")
+    (tmp_path / "A/s/zarr.json").unlink()
+    ran = hpcdeq("ingest", raw, "--archive", tmp_path / "A")
+    assert ran.code != 0
+    assert "failed s: is in the archive, but damaged (scene s: not a readable Zarr v3 scene" in ran.err
+    assert hpcdeq("ingest", raw, "--archive", tmp_path / "A", "--overwrite").code == 0
+    assert bytes_of(tmp_path / "A") == before
+
+
 def test_other_options_need_overwrite(raw, hpcdeq, tmp_path):
     np.save(raw / "s.npy", rawfiles.cube())
     hpcdeq("ingest", raw, "--archive", tmp_path / "A")

@@ -8,10 +8,11 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hpcdeq.archive import Archive, Scene, open_archive
+from hpcdeq.archive import Archive, Scene, open_archive, shard
 from hpcdeq.archive.layout import SceneHeader
 from hpcdeq.archive.validate import check_scene
 from hpcdeq.errors import ArchiveError, SceneError
+from hpcdeq.tiling import Window
 from tests.conftest import add_scene
 
 
@@ -135,3 +136,62 @@ def test_an_archive_of_an_older_schema_is_refused_with_what_to_do(tmp_path) -> N
         ArchiveError, match="has schema 1; this version reads schema 2: make it again from its source"
     ):
         open_archive(tmp_path / "a.zarr")
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "float32"])
+@given(data=st.data())
+@settings(max_examples=30)
+def test_any_window_is_what_zarr_reads(tmp_path_factory, dtype: str, data) -> None:
+    archive = open_archive(tmp_path_factory.mktemp("windows") / "a.zarr", create=True)
+    values = np.random.default_rng(0).uniform(0, 100, (2, 400, 141)).astype(dtype)
+    draft = archive.draft("scene", SceneHeader(shape=values.shape, dtype=np.dtype(dtype)))
+    for window in draft.scene.shards():
+        draft.write(window, values[(slice(None), *window.slices)])
+    draft.publish()
+    y0, x0 = data.draw(st.integers(0, 399)), data.draw(st.integers(0, 140))
+    window = Window(y0, data.draw(st.integers(y0 + 1, 400)), x0, data.draw(st.integers(x0 + 1, 141)))
+    assert np.array_equal(archive["scene"].stored(window), values[(slice(None), *window.slices)])
+
+
+@pytest.mark.parametrize("decoded_by", ["shard", "zarr"])
+def test_a_lost_shard_is_an_error_where_a_window_has_a_part_of_it(
+    archive: Archive, monkeypatch: pytest.MonkeyPatch, decoded_by: str
+) -> None:
+    if decoded_by == "zarr":
+        monkeypatch.setattr(shard, "readable", lambda array: False)
+    scene = archive["scene0"]
+    lost, there = [window for window in scene.shards() if window.y0 == 0], Window(325, 400, 0, 140)
+    scene.stored(Window(0, 400, 0, 140))
+    scene.shard_path(lost[0]).unlink()
+    scene.stored(there)
+    with pytest.raises(SceneError, match="radiance/c/0/0/0"):
+        scene.stored(Window(lost[0].y1 - 10, 400, 0, 140))
+
+
+@pytest.mark.parametrize("lost", ["valid_mask/c/0/0", "wavelength/c/0", "fwhm/c/0", "shard_checksum/c/0/0"])
+@pytest.mark.parametrize("damage", ["lost", "cut"])
+def test_what_lies_beside_the_pixels_is_read_or_an_error(tmp_path, lost: str, damage: str) -> None:
+    archive = open_archive(tmp_path / "a.zarr", create=True)
+    nm = np.linspace(400, 700, 3)
+    header = SceneHeader(
+        shape=(3, 70, 80), dtype=np.dtype("uint16"), wavelengths=nm, fwhm=nm / 100, has_mask=True
+    )
+    draft = archive.draft("scene", header)
+    draft.write(draft.scene.extent, np.ones((3, 70, 80), np.uint16))
+    draft.write_mask(draft.scene.extent, np.ones((70, 80), bool))
+    draft.publish()
+    file = archive.path / "scene" / lost
+    content = file.read_bytes()
+    file.unlink()
+    if damage == "cut":
+        file.write_bytes(content[:5])
+    scene = archive["scene"]
+    read = {
+        "valid_mask": scene.valid_mask,
+        "wavelength": lambda: scene.wavelengths,
+        "fwhm": lambda: scene.fwhm,
+        "shard_checksum": lambda: scene.shard_checksums,
+    }
+    name = lost.partition("/")[0]
+    with pytest.raises(SceneError, match=f"scene scene: cannot read {name}: "):
+        read[name]()

@@ -98,7 +98,7 @@ def test_stored_nan_is_found(archive, hpcdeq):
     assert "scene bad, rows 65:130, columns 0:65: chunk holds 1 NaN or infinite values" in ran.out
 
 
-@pytest.mark.parametrize("lost", ["shard_checksum", "radiance/zarr.json"])
+@pytest.mark.parametrize("lost", ["shard_checksum", "radiance/zarr.json", "zarr.json"])
 def test_a_scene_that_cannot_be_opened_does_not_end_the_others(archive, hpcdeq, lost):
     path = archive["bad"].path / lost
     shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -112,7 +112,7 @@ def test_a_scene_that_cannot_be_opened_does_not_end_the_others(archive, hpcdeq, 
     ("lost", "line"),
     [
         ("valid_mask/c/0/0", "valid_mask/c/0/0 is missing"),
-        ("wavelength/c/0", "wavelength is not one number in nm a band"),
+        ("wavelength/c/0", "cannot read wavelength: wavelength/c/0 is missing"),
     ],
 )
 def test_lost_files_that_zarr_reads_as_zeros(raw, tmp_path, hpcdeq, lost, line):
@@ -133,5 +133,5 @@ def test_damaged_wavelengths_are_one_line(raw, tmp_path, hpcdeq, archive):
     (archive.path / "s" / "wavelength" / "c" / "0").write_bytes(b"garbage")
     ran = hpcdeq("validate", archive.path)
     assert ran.code == 3
-    assert "scene s: cannot be read" in ran.out
+    assert "scene s: cannot read wavelength" in ran.out
     assert "ok good" in ran.out

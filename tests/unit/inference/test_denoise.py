@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import zarr
 from hpcdeq.archive import Archive, open_archive
 from hpcdeq.archive.layout import FINGERPRINT
 from hpcdeq.archive.validate import check_scene
+from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.errors import ConfigError, SceneError
 from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array, plan, tiles
 from hpcdeq.inference.ledger import Record
@@ -360,6 +362,38 @@ def test_every_batch_of_a_gpu_has_one_shape(monkeypatch: pytest.MonkeyPatch) -> 
     assert set(shapes) == {5}
 
 
+@pytest.mark.parametrize("on_cpu", [True, False], ids=["cpu", "as-on-a-gpu"])
+@pytest.mark.parametrize("asked_at", [1, 14, 20, 31, 10_000])
+def test_a_stop_is_seen_between_tiles_and_drops_what_is_not_finished(
+    monkeypatch: pytest.MonkeyPatch, asked_at: int, on_cpu: bool
+) -> None:
+    noisy, settings = smooth_scene(3, 7, 60, 70), DenoiseSettings(device="cpu", batch=4)
+    extent = Window(0, 60, 0, 70)
+    windows = [NoisyWindow(extent=extent, window=extent, pixels=noisy)] * 3
+    stop, original, computed = StopRequest(), tiles._denoise_batch, 0
+
+    def asks(model: SparseDenoiser, cuts: list[np.ndarray], keep_codes: bool) -> list[object]:
+        nonlocal computed
+        computed += len(cuts)
+        if computed >= asked_at:
+            stop.signal = signal.SIGUSR2
+        return original(model, cuts, keep_codes)
+
+    monkeypatch.setattr(tiles, "_denoise_batch", asks)
+    monkeypatch.setattr(tiles, "_on_cpu", lambda model: on_cpu)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
+    found = list(denoise_windows(small_model(), windows, settings, stop))
+    each = len(tiles_of(60, 70, 24, 8))
+    assert each == 16
+    if asked_at == 10_000:
+        assert len(found) == 3
+    else:
+        assert computed <= asked_at + 4  # those that wait for the one thread, or the rest of a batch
+        assert len(found) == computed // each
+    expected = denoise_array(small_model(), noisy, settings)
+    assert all(np.array_equal(window.values, expected) for window in found)
+
+
 def test_a_batch_that_does_not_fit_the_memory_is_taken_in_two(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -378,9 +412,10 @@ def test_a_batch_that_does_not_fit_the_memory_is_taken_in_two(
     monkeypatch.setattr(tiles, "_on_cpu", lambda model: False)
     room = 2
     assert np.array_equal(denoise_array(model, noisy, settings), expected)
-    assert (
-        "a batch of 5 tiles does not fit the GPU's memory: taken in two; choose --batch 2"
-        in capsys.readouterr().err
+    (said,) = capsys.readouterr().err.splitlines()  # once, though each batch of five met it
+    assert said == (
+        "a batch of 5 tiles does not fit the GPU's memory: taken in two, as are all that do not fit; --batch 2 is faster, "
+        "but denoises again what is there"
     )
     room = 0
     with pytest.raises(MemoryError, match="a single tile does not fit"):

@@ -151,6 +151,16 @@ def test_a_scene_that_left_the_archive_is_not_done_until_it_is_mended(
     assert watch.look().states["done"] == 3
 
 
+@pytest.mark.usefixtures("_at_now")
+def test_a_scene_that_is_there_by_an_older_plan_has_not_left_the_archive(tmp_path: Path) -> None:
+    scene = a_plan("a", 120, 100)
+    ledger = made_up(tmp_path, scene)
+    complete(ledger, replace(scene, fingerprint="older"), 900)
+    record(ledger, scene, {0: 30, 1: 30})
+    (seen,) = status_of(ledger.out.path).scenes
+    assert (seen.state, seen.remarks) == ("running", ())
+
+
 def test_masked_pixels_and_remarks_are_told(tmp_path: Path, archive: Archive) -> None:
     valid = smooth_scene(0, 1, 90, 80)[0] > 0.3
     add_scene(archive, "holed", smooth_scene(1, 7, 90, 80), valid)
