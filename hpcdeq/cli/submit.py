@@ -262,7 +262,7 @@ def tables(
     """
     asked = _request("tables", locals())
     from hpcdeq.cli.tables import request_of
-    from hpcdeq.cluster.submission import check_not_queued, run_local, sbatch_text
+    from hpcdeq.cluster.submission import check_each, check_local, check_not_queued, run_local, sbatch_text
     from hpcdeq.console import result, say
     from hpcdeq.studies.study import Study, study_job, submit_study
 
@@ -271,16 +271,21 @@ def tables(
     if dry_run:
         result(sbatch_text(asked, folder, parallel=asked.nodes).rstrip())
         return
+    if cluster == Cluster.SLURM:
+        check_each(asked, folder, parallel=asked.nodes)
+        check_not_queued(folder, out, can_follow=False)
+    elif cluster == Cluster.LOCAL:
+        check_local(asked, folder)
     Study(request)  # what cannot work is said here, not in a log
     if cluster == Cluster.DEBUG:
         result(study_job(asdict(request), 0, 1))
     elif cluster == Cluster.LOCAL:
         result(run_local(asked, folder, study_job, asdict(request), 0, 1))
     else:
-        check_not_queued(folder)
         jobs = submit_study(asked, request)
-        say(f"{len(jobs)} jobs are in the queue, from {jobs[0].id} to {jobs[-1].id}; their logs: {folder}")
-        result(jobs[0].id.partition("_")[0])
+        arrays = list(dict.fromkeys(job.id.partition("_")[0] for job in jobs))
+        say(f"{len(jobs)} jobs are in the queue, of {', '.join(arrays)}; their logs: {folder}")
+        result("\n".join(arrays))
 
 
 def _request(verb: str, options: dict[str, Any]) -> Any:
