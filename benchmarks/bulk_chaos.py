@@ -6,10 +6,10 @@ From the checkout's folder, as root (docs/slurm-lab.md). The archive has 24 scen
 folder with cave/train and cave/val) 14 of them are real ones. A line a run, then a table, also after Ctrl-C; exit code 1 if a run
 was not as the undisturbed one: its folder is kept.
 
-kill: SIGKILL of a worker; requeue: scontrol requeue of a job; preempt: an urgent job takes a node; crash: a node loses its power;
-blip: a node loses its network for seconds; cut: until a second copy of its job works elsewhere; stop: the same, and the first copy,
-which stood still, goes on beside the second; submitter: SIGKILL of the command that submits. Those count that met a living process.
-Meanwhile `hpcdeq status` is called at random instants.
+kill: SIGKILL of a worker; requeue: scontrol requeue of a job; limit: the signal before its time is over; preempt: an urgent job
+takes a node; crash: a node loses its power; blip: a node loses its network for seconds; cut: until a second copy of its job works
+elsewhere; stop: the same, and the first copy, which stood still, goes on beside the second; submitter: SIGKILL of the command that
+submits. Those count that met a living process. Meanwhile `hpcdeq status` is called at random instants.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from hpcdeq.solvers import Picard
 from tests.slurm import scenes, strikes
 from tests.slurm.lab import FINAL, ROOT, Lab, LabError, Task, until
 
-KINDS = ("kill", "requeue", "preempt", "crash", "blip", "cut", "stop", "submitter")
+KINDS = ("kill", "requeue", "limit", "preempt", "crash", "blip", "cut", "stop", "submitter")
 """All kinds of disturbances."""
 _LONG = ("cut", "stop")
 """What takes longest: until SLURM misses a node. Meanwhile the others strike."""
@@ -305,6 +305,8 @@ class Stage:
                 strike.hit = strikes.send(worker.pid, signal.SIGKILL)
             case "requeue":
                 strike.hit = strikes.requeue(self.lab, worker.job)
+            case "limit":
+                strike.hit = strikes.warn(self.lab, worker.job)
             case "preempt":
                 strike.hit = strikes.preempt(self.lab, worker.node, 3 * more)
             case "crash":

@@ -29,6 +29,15 @@ def requeue(lab: Lab, job: str) -> bool:
     return True
 
 
+def warn(lab: Lab, job: str) -> bool:
+    """Send the signal that SLURM sends before a job's time is over; False if it runs no more."""
+    try:
+        lab.run("scancel", "--signal=USR1", job)
+    except LabError:
+        return False
+    return True
+
+
 def preempt(lab: Lab, node: str, seconds: float) -> bool:
     """An urgent job takes a node for some seconds; False if SLURM does not give it the node, as it does not answer for a while."""
     options = ("--partition=urgent", f"--nodelist={node}", "--nodes=1", "--ntasks=2")
