@@ -14,7 +14,8 @@ from tests.slurm.lab import Lab
 def test_a_disturbed_archive_is_that_of_an_undisturbed_process(lab: Lab, tmp_path: Path) -> None:
     work = make_work(tmp_path / "work", [], 0, [(520, 390), (130, 300)] * 3)
     stage = Stage(lab, tmp_path, work, pause=3)
-    for kinds in (["kill", "requeue"], ["limit"], ["submitter"]):
+    for kinds in (["requeue", "kill"], ["limit"], ["submitter"]):
         run = stage.disturb(kinds, seed=kinds[0])
         assert run.problems == []
-        assert "kill" not in kinds or all(strike.hit for strike in run.strikes), "they came in time"
+        # A job that was queued again is there to be killed, however busy the machine is.
+        assert "submitter" in kinds or all(strike.hit for strike in run.strikes), "they came in time"
