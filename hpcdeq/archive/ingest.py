@@ -19,7 +19,7 @@ from hpcdeq.archive import layout
 from hpcdeq.archive.layout import SceneHeader
 from hpcdeq.archive.readers import RawScene, Selection, Source, find, open_raw
 from hpcdeq.archive.scan import Scan, read_clean, scan, stored_dtype, windows_of
-from hpcdeq.archive.store import Archive, open_archive
+from hpcdeq.archive.store import Archive, beside, open_archive
 from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
 
 
@@ -102,8 +102,7 @@ def ingest(
     ArchiveError
         If ``archive`` is something else.
     """
-    staging = archive.with_name(f"{archive.name}.staging")
-    finding = find(raw, skip=(archive, staging))
+    finding = find(raw, skip=(archive, beside(archive, "staging")))
     for text in finding.notes:
         note(text)
     if not finding.sources and not finding.errors:
