@@ -18,7 +18,7 @@ from hpcdeq.archive import Scene
 from hpcdeq.cluster.machine import machine
 from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.console import Bar, say
-from hpcdeq.errors import HpcdeqError, PreemptedError
+from hpcdeq.errors import PreemptedError
 from hpcdeq.metrics import Scores, evaluate_all
 from hpcdeq.studies.methods import Method, for_sigma
 from hpcdeq.studies.page import rgb_bands, typical_points, white_of
@@ -209,7 +209,7 @@ def compute(
                 if prepared is None or prepared[0] != wanted:
                     prepared = wanted, cell.protocol.case(cell.scene, cell.sigma, cell.seed)
                 store.put(cell, *_compute(cell, prepared[1], here))
-            except (HpcdeqError, ValueError, RuntimeError, MemoryError, ImportError) as error:
+            except Exception as error:  # public tools raise whatever they like
                 what_failed = f"{cell.method.title} on {cell.scene.name} at sigma {cell.sigma:g}"
                 failed[what_failed] = f"{type(error).__name__}: {error}"
                 say(f"{what_failed}: {failed[what_failed]}")

@@ -50,13 +50,14 @@ def render(tables: Tables, figures: Mapping[str, Path], shown: Sequence[Cell], s
     )
 
 
-def _cell(tables: Tables, table: Table, line: Line, sigma: float, name: str) -> tuple[str, bool]:
-    """Text of a cell, and whether it is the best of its column."""
+def _cell(tables: Tables, table: Table, line: Line, sigma: float, name: str) -> tuple[str, str, bool]:
+    """Mean and spread in a cell, and whether it is the best of its column."""
     if sigma not in line.at:
-        return "–", False
+        return "–", "", False
     value = line.at[sigma][name]
     best = line.method.key != "noisy" and value.mean == tables.best(table.lines, sigma, name)
-    return spread_text(value, METRICS[name][1]), best
+    mean, _, spread = spread_text(value, METRICS[name][1]).partition(" ")
+    return mean, spread, best
 
 
 def _trained(tables: Tables) -> list[tuple[str, str, str]]:
