@@ -20,7 +20,7 @@ Methods = Annotated[
     str | None,
     typer.Option(
         help="Methods that need no training, by commas: noisy, omp, lasso, sunsal-tv, fast-tv, tdl, llrt; and beyond the "
-        "paper, with hpcdeq[peers]: fasthyde, hyres, bm4d, tv, wavelet. (default: those of the paper)"
+        "paper, with the extra peers: fasthyde, hyres, bm4d, tv, wavelet. (default: those of the paper)"
     ),
 ]
 Dictionary = Annotated[
