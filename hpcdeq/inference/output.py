@@ -212,9 +212,8 @@ class Output:
         if dtype.kind == "f":
             return values
         least, most = (np.float32(bound) for bound in (np.iinfo(dtype).min, np.iinfo(dtype).max))
-        if (
-            int(most) > np.iinfo(dtype).max
-        ):  # rounded up, as float32 has 24 bits: it would overflow to the least
+        # Rounded up, as float32 has 24 bits, it would overflow to the least.
+        if int(most) > np.iinfo(dtype).max:
             most = np.nextafter(most, np.float32(0))
         whole = np.rint(values / np.float32(scene.scale_factor))
         stored: NDArray[Any] = np.clip(whole, least, most).astype(dtype)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from hpcdeq.console import Bar, say
 from hpcdeq.errors import PreemptedError
 from hpcdeq.metrics import Scores, evaluate_all
 from hpcdeq.studies.methods import Method, for_sigma
-from hpcdeq.studies.page import rgb_bands, typical_points, white_of
+from hpcdeq.studies.page import middle, rgb_bands, stretched, typical_points, white_of, write_whole
 from hpcdeq.studies.protocols import Case, Protocol
 
 VERSION = 1
@@ -123,27 +123,20 @@ class Store:
 
     def put(self, cell: Cell, found: Found, look: Look | None) -> None:
         """Keep a cell."""
-        self.folder.mkdir(parents=True, exist_ok=True)
         if look is not None:
-            aside = self._aside()
-            with aside.open("wb") as file:
-                np.savez_compressed(file, **look.__dict__)
-            aside.replace(self._path(cell, "npz"))
+            packed = io.BytesIO()
+            np.savez_compressed(packed, **look.__dict__)
+            write_whole(self._path(cell, "npz"), packed.getvalue())
         told = {
             "key": cell.key,
             "scores": asdict(found.scores),
             "seconds": found.seconds,
             "machine": found.machine,
         }
-        aside = self._aside()
-        aside.write_text(json.dumps(told, indent=1, sort_keys=True) + "\n")
-        aside.replace(self._path(cell, "json"))
+        write_whole(self._path(cell, "json"), (json.dumps(told, indent=1, sort_keys=True) + "\n").encode())
 
     def _path(self, cell: Cell, kind: str) -> Path:
         return self.folder / f"{cell.name}.{kind}"
-
-    def _aside(self) -> Path:
-        return self.folder / f".{uuid.uuid4().hex}.part"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,16 +229,13 @@ def _compute(cell: Cell, case: Case, here: dict[str, Any]) -> tuple[Found, Look]
 
 
 def _look(case: Case, estimate: Floats, sigma: float) -> Look:
-    height, width = case.valid.shape
-    y0, x0 = max(0, (height - MAX_EDGE) // 2), max(0, (width - MAX_EDGE) // 2)
-    cut = np.s_[..., y0 : y0 + MAX_EDGE, x0 : x0 + MAX_EDGE]
+    cut = middle(case.valid.shape, MAX_EDGE)
     clean, found, valid = case.clean[cut], estimate[cut], case.valid[cut]
     bands, _ = rgb_bands(case.wavelengths, len(clean))
     white = white_of(clean[bands], valid)
 
     def colours(scene: Floats) -> NDArray[np.uint8]:
-        stretched = np.clip(scene[bands] / white, 0.0, 1.0) ** (1 / 2.2)
-        return _bytes(np.where(valid, stretched, 0.5).transpose(1, 2, 0))
+        return _bytes(stretched(scene[bands], white, valid))
 
     error = np.abs(found - clean).mean(axis=0) / (_ERROR_WHITE * sigma / 255)
     points = np.array(typical_points(clean, valid), np.int64).reshape(-1, 2)

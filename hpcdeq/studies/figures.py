@@ -11,6 +11,7 @@ import numpy as np
 
 from hpcdeq.studies.cells import Cell, Comparison, Look, Store
 from hpcdeq.studies.methods import Method
+from hpcdeq.studies.page import write_whole
 
 _DPI = 160
 _STYLES = {
@@ -161,11 +162,8 @@ def _canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tup
 
 
 def _save(canvas: Any, path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
     for kind in ("png", "svg"):
         buffer = io.BytesIO()
         canvas.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
-        aside = path.with_name(f".{path.name}.{kind}.part")
-        aside.write_bytes(buffer.getvalue())
-        aside.replace(path.with_suffix(f".{kind}"))
+        write_whole(path.with_suffix(f".{kind}"), buffer.getvalue())
     return path.with_suffix(".svg")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import uuid
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -51,9 +52,14 @@ def render_page(template: str, **values: Any) -> str:
 
 def write_page(path: Path, page: str) -> None:
     """Write the page in one step, so that nobody opens half of it."""
+    write_whole(path, page.encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file in one step; several processes may do so at once."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.part")
-    aside.write_text(page, encoding="utf-8")
+    aside = path.with_name(f".{uuid.uuid4().hex}.part")
+    aside.write_bytes(content)
     aside.replace(path)
 
 
@@ -88,9 +94,20 @@ def typical_points(clean: NDArray[np.float32], valid: NDArray[np.bool_]) -> list
 
 
 def false_colours(rgb: NDArray[np.float32], white: float, valid: NDArray[np.bool_]) -> str:
-    """Data URI of ``(3, y, x)`` values: gamma 2.2, grey where there is no data."""
-    stretched = np.clip(rgb / white, 0.0, 1.0) ** (1 / 2.2)
-    return jpeg(np.where(valid, stretched, 0.5).transpose(1, 2, 0))
+    """Data URI of ``(3, y, x)`` values, as `stretched` shows them."""
+    return jpeg(stretched(rgb, white, valid))
+
+
+def stretched(rgb: NDArray[np.float32], white: float, valid: NDArray[np.bool_]) -> NDArray[Any]:
+    """Return ``(3, y, x)`` values as they are shown, (y, x, 3) in [0, 1]: gamma 2.2, grey where there is no data."""
+    shown = np.clip(rgb / white, 0.0, 1.0) ** (1 / 2.2)
+    return np.where(valid, shown, 0.5).transpose(1, 2, 0)
+
+
+def middle(shape: tuple[int, ...], edge: int) -> tuple[Any, slice, slice]:
+    """Index of at most ``edge x edge`` pixels in the middle of arrays whose last two axes are (y, x), of this shape."""
+    y0, x0 = (max(0, (size - edge) // 2) for size in shape)
+    return np.s_[..., y0 : y0 + edge, x0 : x0 + edge]
 
 
 def jpeg(rgb: NDArray[Any]) -> str:

@@ -18,6 +18,7 @@ from hpcdeq.studies.page import (
     data_uri,
     false_colours,
     jpeg,
+    middle,
     render_page,
     rgb_bands,
     typical_points,
@@ -121,9 +122,7 @@ def render(results: Results, settings: dict[str, Any], title: str) -> str:
 
 
 def _centre(c: Comparison) -> Comparison:
-    height, width = c.valid.shape
-    y0, x0 = max(0, (height - MAX_EDGE) // 2), max(0, (width - MAX_EDGE) // 2)
-    cut = np.s_[..., y0 : y0 + MAX_EDGE, x0 : x0 + MAX_EDGE]
+    cut = middle(c.valid.shape, MAX_EDGE)
     noisy = None if c.noisy is None else c.noisy[cut]
     return Comparison(c.row, c.clean[cut], noisy, c.denoised[cut], c.valid[cut], c.wavelengths)
 

@@ -6,7 +6,6 @@ import hashlib
 import json
 import statistics
 import time
-import uuid
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from hpcdeq.cluster.machine import machine
 from hpcdeq.console import progress
 from hpcdeq.noise import generator
 from hpcdeq.studies.methods import Method
+from hpcdeq.studies.page import write_whole
 from hpcdeq.studies.protocols import Protocol
 
 EDGE = 1300  # pixels: the paper's scenes
@@ -44,10 +44,7 @@ def measure(methods: Sequence[Method], protocol: Protocol, folder: Path) -> list
         if _path(method, protocol, folder).is_file():
             continue
         found = _measure(method, protocol)
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / f".{uuid.uuid4().hex}.part"
-        aside.write_text(json.dumps(asdict(found), indent=1) + "\n")
-        aside.replace(_path(method, protocol, folder))
+        write_whole(_path(method, protocol, folder), (json.dumps(asdict(found), indent=1) + "\n").encode())
     return known(methods, protocol, folder)
 
 

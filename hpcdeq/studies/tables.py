@@ -17,6 +17,7 @@ from hpcdeq.console import table as text_table
 from hpcdeq.studies import published
 from hpcdeq.studies.cells import Comparison, Store
 from hpcdeq.studies.methods import Method
+from hpcdeq.studies.page import write_whole
 from hpcdeq.studies.protocols import Protocol
 from hpcdeq.studies.runtime import Runtime
 
@@ -355,7 +356,6 @@ def _escape(text: str) -> str:
 
 def write_all(tables: Tables, folder: Path) -> list[Path]:
     """Write ``tables.txt``, ``.csv``, ``.json`` and ``.tex``, each in one step."""
-    folder.mkdir(parents=True, exist_ok=True)
     contents = {
         "txt": as_text(tables) + "\n",
         "csv": as_csv(tables),
@@ -365,8 +365,6 @@ def write_all(tables: Tables, folder: Path) -> list[Path]:
     written = []
     for kind, content in contents.items():
         path = folder / f"tables.{kind}"
-        aside = path.with_name(f".{path.name}.part")
-        aside.write_text(content, encoding="utf-8")
-        aside.replace(path)
+        write_whole(path, content.encode())
         written.append(path)
     return written
