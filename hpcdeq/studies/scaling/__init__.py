@@ -1,0 +1,1 @@
+"""Scaling studies: what more processes bring, where the time goes, and how many nodes are worth paying for."""

@@ -1,0 +1,223 @@
+"""What is measured at a point of a scaling study, and what follows from it without any model."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from typing import Any, Literal
+
+Work = Literal["train", "denoise"]
+Mode = Literal["strong", "weak"]
+
+SHARES: dict[Work, tuple[str, ...]] = {
+    "train": ("data", "forward", "backward", "communication", "optimiser", "other"),
+    "denoise": ("reading", "computing", "writing", "idle", "other"),
+}
+"""Where the time of a process goes. ``reading`` and ``writing`` are what the computing waits for them; ``idle`` is the wait for the
+slowest process."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A machine, in the sense of one kernel: nodes that share it are one host."""
+
+    name: str
+    processes: int
+    threads: int
+    """That compute, of all its processes together."""
+    cores: int
+    """Physical cores that the processes may use, together."""
+    gpus: int = 0
+    """GPUs that they use, together."""
+
+    @property
+    def crowding(self) -> float:
+        """How many compute on a core, or on a GPU, at a time; at most 1 where each has its own."""
+        return self.processes / self.gpus if self.gpus else self.threads / self.cores
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exchange:
+    """An all-reduce over all processes of a point."""
+
+    library: Literal["torch", "mpi"]
+    bytes: int
+    """Of the vector that every process holds."""
+    seconds: float
+    """Median of many."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Transfer:
+    """What all processes of a point together read from the storage, or wrote, at the same time."""
+
+    what: Literal["read", "write"]
+    bytes: int
+    """Of all processes together, as float32 pixels."""
+    seconds: float
+    """Until the last was done."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnitTimes:
+    """A unit of bulk work."""
+
+    worker: int
+    pixels: int
+    """Height x width of what was computed for it, all bands counted once."""
+    read_seconds: float
+    compute_seconds: float
+    write_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """A number that differs from block to block."""
+
+    mean: float
+    least: float
+    most: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A point: some work, on some processes."""
+
+    work: Work
+    series: str
+    """What else was chosen, in words: points of one series differ in size and load only."""
+    nodes: int
+    tasks: int
+    """Processes on each node."""
+    base: int
+    """Processes of the smallest size of the study."""
+    base_load: int
+    """Blocks in a step, or scenes in a pass, of the smallest size."""
+    scale: int
+    """Load of this point over ``base_load``."""
+    seconds: tuple[float, ...]
+    """Of a step (train) or of a pass over the scenes (denoise), of the slowest process; one number a repeat, after the warm-up."""
+    amount: float
+    """What is done in that time: blocks, or megapixels (height x width of the scenes, all bands counted once)."""
+    largest_part: float
+    """Of it, what the process with the most to do does."""
+    shares: Mapping[str, float]
+    """Seconds of these by what they went into, `SHARES`; mean over processes and repeats."""
+    hosts: tuple[Host, ...]
+    exchanges: tuple[Exchange, ...] = ()
+    """Microbenchmark: all-reduces of several sizes."""
+    no_mpi: str | None = None
+    """Why there are none through MPI."""
+    transfers: tuple[Transfer, ...] = ()
+    """Microbenchmark of the storage."""
+    exchanged: tuple[int, ...] = ()
+    """Bytes of every all-reduce of a training step."""
+    iterations: Mapping[str, Spread] = field(default_factory=dict)
+    """Of the solver, over the blocks: ``forward``, ``backward``."""
+    units: tuple[UnitTimes, ...] = ()
+    """Of bulk denoising, of all repeats."""
+    unit_mib: int | None = None
+    """Largest size of a unit of bulk denoising."""
+    peak_bytes: int = 0
+    """Memory of the largest process."""
+    gpu: Mapping[str, float] | None = None
+    """``utilisation`` (0 to 1), ``peak_bytes`` and ``joules`` of all GPUs, where NVML tells."""
+    start_seconds: float = 0.0
+    """From the start of the processes to the first step or unit: imports, meeting, opening, planning."""
+    job_seconds: float = 0.0
+    """Of the whole job."""
+    stamp: Mapping[str, Any] = field(default_factory=dict)
+    """Hardware and software of the first process, from `hpcdeq.cluster.machine`."""
+    command: str = ""
+    """What measures this point again."""
+    when: str = ""
+    """Date and time of its end, ISO 8601."""
+
+    @property
+    def world(self) -> int:
+        """Processes."""
+        return self.nodes * self.tasks
+
+    @property
+    def crowding(self) -> float:
+        """That of the most crowded host."""
+        return max(host.crowding for host in self.hosts)
+
+    @property
+    def crowded(self) -> bool:
+        """Whether processes shared a core or a GPU: what such a point shows is not scaling."""
+        return self.crowding > 1
+
+    @property
+    def median(self) -> float:
+        """Median of the repeats, in seconds."""
+        return statistics.median(self.seconds)
+
+    @property
+    def modes(self) -> tuple[Mode, ...]:
+        """Which curves it is a point of: the smallest size begins both."""
+        strong: tuple[Mode, ...] = ("strong",) if self.scale == 1 else ()
+        weak: tuple[Mode, ...] = ("weak",) if self.scale * self.base == self.world else ()
+        return strong + weak
+
+    def as_json(self) -> dict[str, Any]:
+        """Return plain values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Result:
+        """Read what `as_json` wrote."""
+        nested: dict[str, Any] = {
+            "seconds": tuple(values["seconds"]),
+            "exchanged": tuple(values["exchanged"]),
+            "iterations": {name: Spread(**spread) for name, spread in values["iterations"].items()},
+        }
+        for name, kind in (
+            ("hosts", Host),
+            ("exchanges", Exchange),
+            ("transfers", Transfer),
+            ("units", UnitTimes),
+        ):
+            nested[name] = tuple(kind(**each) for each in values[name])
+        return cls(**{**values, **nested})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Points of one series, strong or weak, by the number of processes."""
+
+    work: Work
+    series: str
+    mode: Mode
+    points: tuple[Result, ...]
+    """The first is what the others are compared with."""
+
+    def speedup(self, point: Result) -> float:
+        """How many times as much is done in a second as at the first point."""
+        first = self.points[0]
+        return (point.amount / point.median) / (first.amount / first.median)
+
+    def efficiency(self, point: Result) -> float:
+        """Speed-up over the ratio of processes; 1 is ideal."""
+        return self.speedup(point) * self.points[0].world / point.world
+
+
+def curves(results: Iterable[Result]) -> list[Curve]:
+    """Arrange points in curves; those of a single point are left out."""
+
+    def key(item: tuple[Mode, Result]) -> tuple[str, str, int, int, str]:
+        mode, result = item
+        return result.work, result.series, result.base, result.base_load, mode
+
+    each = sorted(
+        ((mode, result) for result in results for mode in result.modes),
+        key=lambda i: (key(i), i[1].world, i[1].nodes),
+    )
+    found = []
+    for (work, series, _, _, mode), items in groupby(each, key):
+        points = tuple(result for _, result in items)
+        if len({point.world for point in points}) > 1:
+            found.append(Curve(work=work, series=series, mode=mode, points=points))  # type: ignore[arg-type]
+    return found
