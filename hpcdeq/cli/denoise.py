@@ -81,4 +81,5 @@ def settings_of(options: Mapping[str, Any]) -> DenoiseSettings:
 
     from hpcdeq.inference import DenoiseSettings
 
-    return DenoiseSettings(**{field.name: options[field.name] for field in fields(DenoiseSettings)})
+    names = [field.name for field in fields(DenoiseSettings)]
+    return DenoiseSettings(**{name: options[name] for name in names if name in options})

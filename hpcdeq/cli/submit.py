@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -24,6 +23,27 @@ from hpcdeq.cli.denoise import (
     Tolerance,
     settings_of,
 )
+from hpcdeq.cli.job_options import (
+    Account,
+    Cluster,
+    ClusterName,
+    Constraint,
+    CpusPerTask,
+    DryRun,
+    GpusPerNode,
+    JobName,
+    Mem,
+    Nodes,
+    Partition,
+    Profile,
+    Qos,
+    SignalSeconds,
+    SlurmOptions,
+    TasksPerNode,
+    Time,
+    job_request_of,
+)
+from hpcdeq.cli.submit_scale import scale
 from hpcdeq.cli.tables import (
     Clean,
     Dictionary,
@@ -37,63 +57,12 @@ from hpcdeq.cli.tables import (
     StudyOut,
 )
 
-
-class Cluster(StrEnum):
-    """Where a job runs."""
-
-    SLURM = "slurm"
-    LOCAL = "local"
-    DEBUG = "debug"
-
-
 submit = typer.Typer(
     name="submit",
     help="Run a verb as a job: on a SLURM cluster, or as processes of this machine.",
     no_args_is_help=True,
 )
-
-
-# What every verb's job may ask for.
-_ASKED = (
-    *("nodes", "gpus-per-node", "tasks-per-node", "cpus-per-task", "mem", "time", "partition", "account"),
-    *("qos", "constraint", "job-name", "signal-seconds"),
-)
-_Cluster = Annotated[
-    Cluster, typer.Option(help="slurm; local: processes of this machine, waited for; debug: in this process.")
-]
-_Profile = Annotated[
-    str | None,
-    typer.Option(
-        help="YAML file with these options, or the name of one in slurm/profiles/; the command line wins."
-    ),
-]
-_Nodes = Annotated[int | None, typer.Option(help="Nodes. (default: 1)")]
-_GpusPerNode = Annotated[int | None, typer.Option(help="GPUs of each node. (default: 0)")]
-_TasksPerNode = Annotated[
-    int | None, typer.Option(help="Processes on each node. (default: one a GPU, or one)")
-]
-_CpusPerTask = Annotated[int | None, typer.Option(help="Cores, and threads, of each process.")]
-_Mem = Annotated[str | None, typer.Option(help="Memory of each node, e.g. 64G.")]
-_Time = Annotated[
-    str | None,
-    typer.Option(help="Longest time of one attempt: minutes, H:MM:SS or D-HH. Needed for slurm."),
-]
-_Partition = Annotated[str | None, typer.Option(help="Partition to queue in.")]
-_Account = Annotated[str | None, typer.Option(help="Account that pays.")]
-_Qos = Annotated[str | None, typer.Option(help="Quality of service.")]
-_Constraint = Annotated[str | None, typer.Option(help="Features of the nodes, e.g. 'a100|h100'.")]
-_JobName = Annotated[str | None, typer.Option(help="Name in the queue. (default: hpcdeq-VERB)")]
-_SignalSeconds = Annotated[
-    int | None,
-    typer.Option(help="How long before its end an attempt is told to stop. (default: 120)"),
-]
-_Slurm = Annotated[
-    list[str] | None,
-    typer.Option(metavar="KEY[=VALUE]", help="Another option of sbatch, e.g. exclude=n3; may be repeated."),
-]
-_DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Print what sbatch would be given, and write nothing.")
-]
+submit.add_typer(scale)
 
 
 @submit.command()
@@ -103,28 +72,28 @@ def train(
         typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. data.train=scenes.zarr run=runs/a"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; see configs/.")] = None,
-    cluster: _Cluster = Cluster.SLURM,
-    profile: _Profile = None,
-    nodes: _Nodes = None,
-    gpus_per_node: _GpusPerNode = None,
-    tasks_per_node: _TasksPerNode = None,
-    cpus_per_task: _CpusPerTask = None,
-    mem: _Mem = None,
-    time: _Time = None,
-    partition: _Partition = None,
-    account: _Account = None,
-    qos: _Qos = None,
-    constraint: _Constraint = None,
-    job_name: _JobName = None,
-    signal_seconds: _SignalSeconds = None,
-    slurm: _Slurm = None,
-    dry_run: _DryRun = False,
+    cluster: ClusterName = Cluster.SLURM,
+    profile: Profile = None,
+    nodes: Nodes = None,
+    gpus_per_node: GpusPerNode = None,
+    tasks_per_node: TasksPerNode = None,
+    cpus_per_task: CpusPerTask = None,
+    mem: Mem = None,
+    time: Time = None,
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    constraint: Constraint = None,
+    job_name: JobName = None,
+    signal_seconds: SignalSeconds = None,
+    slurm: SlurmOptions = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Train as a job. On SLURM it is queued again at its time limit, and goes on, until it is finished.
 
     Prints the job's number (slurm) and returns, or waits and prints the model's folder (local, debug).
     """
-    request = _request("train", locals())
+    request = job_request_of("train", locals())
     from hpcdeq.cluster.submission import run_local, sbatch_text
     from hpcdeq.cluster.submission import submit as submit_job
     from hpcdeq.config import load_train_config
@@ -164,29 +133,29 @@ def denoise(
     codes: Codes = False,
     device: Device = "auto",
     overwrite: Overwrite = False,
-    cluster: _Cluster = Cluster.SLURM,
-    profile: _Profile = None,
-    nodes: _Nodes = None,
+    cluster: ClusterName = Cluster.SLURM,
+    profile: Profile = None,
+    nodes: Nodes = None,
     max_parallel: Annotated[
         int | None, typer.Option(min=1, help="Nodes that work at a time. [default: all]")
     ] = None,
-    gpus_per_node: _GpusPerNode = None,
-    tasks_per_node: _TasksPerNode = None,
-    cpus_per_task: _CpusPerTask = None,
-    mem: _Mem = None,
-    time: _Time = None,
-    partition: _Partition = None,
-    account: _Account = None,
-    qos: _Qos = None,
-    constraint: _Constraint = None,
-    job_name: _JobName = None,
-    signal_seconds: _SignalSeconds = None,
-    slurm: _Slurm = None,
+    gpus_per_node: GpusPerNode = None,
+    tasks_per_node: TasksPerNode = None,
+    cpus_per_task: CpusPerTask = None,
+    mem: Mem = None,
+    time: Time = None,
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    constraint: Constraint = None,
+    job_name: JobName = None,
+    signal_seconds: SignalSeconds = None,
+    slurm: SlurmOptions = None,
     wait: Annotated[
         bool,
         typer.Option("--wait", help="Wait for the end, and submit again what SLURM has lost."),
     ] = False,
-    dry_run: _DryRun = False,
+    dry_run: DryRun = False,
 ) -> None:
     """Denoise an archive as jobs, one a node, which need not run at the same time.
 
@@ -194,7 +163,7 @@ def denoise(
     arrays) and returns, or waits and prints the archive (local, debug, --wait). The same command, without --overwrite, continues
     what was ended.
     """
-    request = _request("denoise", locals())
+    request = job_request_of("denoise", locals())
     settings = settings_of(locals())
     from hpcdeq.archive import open_archive
     from hpcdeq.cluster.device import choose_device
@@ -239,28 +208,28 @@ def tables(
     protocol: ProtocolName = "hpcdeq",
     split: SplitFile = None,
     device: StudyDevice = "auto",
-    cluster: _Cluster = Cluster.SLURM,
-    profile: _Profile = None,
-    nodes: _Nodes = None,
-    gpus_per_node: _GpusPerNode = None,
-    tasks_per_node: _TasksPerNode = None,
-    cpus_per_task: _CpusPerTask = None,
-    mem: _Mem = None,
-    time: _Time = None,
-    partition: _Partition = None,
-    account: _Account = None,
-    qos: _Qos = None,
-    constraint: _Constraint = None,
-    job_name: _JobName = None,
-    signal_seconds: _SignalSeconds = None,
-    slurm: _Slurm = None,
-    dry_run: _DryRun = False,
+    cluster: ClusterName = Cluster.SLURM,
+    profile: Profile = None,
+    nodes: Nodes = None,
+    gpus_per_node: GpusPerNode = None,
+    tasks_per_node: TasksPerNode = None,
+    cpus_per_task: CpusPerTask = None,
+    mem: Mem = None,
+    time: Time = None,
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    constraint: Constraint = None,
+    job_name: JobName = None,
+    signal_seconds: SignalSeconds = None,
+    slurm: SlurmOptions = None,
+    dry_run: DryRun = False,
 ) -> None:
     """Compute the cells of `hpcdeq tables` and `hpcdeq figures` as jobs, one a node, which share them.
 
     Those two verbs with the same options then put together what is known, at any time.
     """
-    asked = _request("tables", locals())
+    asked = job_request_of("tables", locals())
     from hpcdeq.cli.tables import request_of
     from hpcdeq.cluster.submission import check_each, check_local, check_not_queued, run_local, sbatch_text
     from hpcdeq.console import result, say
@@ -286,19 +255,3 @@ def tables(
         arrays = list(dict.fromkeys(job.id.partition("_")[0] for job in jobs))
         say(f"{len(jobs)} jobs are in the queue, of {', '.join(arrays)}; their logs: {folder}")
         result("\n".join(arrays))
-
-
-def _request(verb: str, options: dict[str, Any]) -> Any:
-    """What a verb's options ask of the cluster."""
-    from dataclasses import replace
-
-    from hpcdeq.cluster.request import job_request, slurm_options
-    from hpcdeq.errors import ConfigError
-
-    if options["dry_run"] and options["cluster"] != Cluster.SLURM:
-        raise ConfigError(
-            f"--dry-run shows what sbatch would be given; --cluster {options['cluster']} gives it nothing"
-        )
-    asked = {name: options[name.replace("-", "_")] for name in _ASKED}
-    request = job_request(asked | {"slurm": slurm_options(options["slurm"] or [])}, options["profile"])
-    return replace(request, job_name=request.job_name or f"hpcdeq-{verb}")

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
@@ -157,14 +157,26 @@ def _is_of_exchange(error: RuntimeError) -> bool:
 
 def _meet_through_mpi() -> tuple[str, int]:
     """Host and a free port of rank 0, told to all by MPI."""
-    try:
-        from mpi4py import MPI
-    except ImportError as error:
-        raise MissingExtraError("mpi4py", "mpi", "finding the other processes that mpirun started") from error
+    world = mpi_world()
     chosen: tuple[str, int] | None = None
-    if MPI.COMM_WORLD.Get_rank() == 0:
+    if world.Get_rank() == 0:
         with socket.socket() as free:
             free.bind(("", 0))
             chosen = socket.gethostname(), free.getsockname()[1]
-    told: tuple[str, int] = MPI.COMM_WORLD.bcast(chosen)
+    told: tuple[str, int] = world.bcast(chosen)
     return told
+
+
+def mpi_world() -> Any:
+    """All processes that MPI started, as mpi4py's communicator.
+
+    Raises
+    ------
+    MissingExtraError
+        If mpi4py is not installed.
+    """
+    try:
+        from mpi4py import MPI
+    except ImportError as error:
+        raise MissingExtraError("mpi4py", "mpi", "exchanging through MPI") from error
+    return MPI.COMM_WORLD

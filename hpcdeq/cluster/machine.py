@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,54 @@ def machine() -> dict[str, Any]:
     }
 
 
+@dataclass(frozen=True)
+class Seat:
+    """What a process computes with, told so that processes which share it can be found."""
+
+    kernel: str
+    """Of the running system: nodes that share it are one machine."""
+    node: str
+    """Name of the node."""
+    cores: frozenset[str]
+    """Physical cores that the process may use."""
+    threads: int
+    """That compute."""
+    gpu: str | None
+    """The GPU that it uses."""
+
+
+def seat(gpu: int | None = None) -> Seat:
+    """Return that of this process, which uses the GPU of this number, if any."""
+    import torch
+
+    identity = None if gpu is None else str(torch.cuda.get_device_properties(gpu).uuid)
+    return Seat(
+        kernel=_text("/proc/sys/kernel/random/boot_id") or platform.node(),
+        node=platform.node(),
+        cores=frozenset(_physical_core(cpu) for cpu in os.sched_getaffinity(0)),
+        threads=torch.get_num_threads(),
+        gpu=identity,
+    )
+
+
+def _physical_core(cpu: int) -> str:
+    """A core has the same name for all of its hardware threads."""
+    topology = f"/sys/devices/system/cpu/cpu{cpu}/topology"
+    package, core = (_text(f"{topology}/{name}") for name in ("physical_package_id", "core_id"))
+    return f"{package}.{core}" if package and core else f"cpu {cpu}"
+
+
 def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    names = [
+        line.partition(":")[2].strip()
+        for line in _text("/proc/cpuinfo").splitlines()
+        if line.startswith("model name")
+    ]
     return names[0] if names else platform.processor() or platform.machine()
+
+
+def _text(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""

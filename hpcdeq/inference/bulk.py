@@ -5,7 +5,7 @@ Any number of workers do it together without talking to each other: each compute
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from hpcdeq.archive import Archive, open_archive
@@ -61,11 +61,18 @@ def denoise_archive(
 
 
 def plan_archive(
-    archive: Archive, model_folder: Path, out: Path, settings: DenoiseSettings, *, overwrite: bool = False
+    archive: Archive,
+    model_folder: Path,
+    out: Path,
+    settings: DenoiseSettings,
+    *,
+    overwrite: bool = False,
+    names: Collection[str] | None = None,
 ) -> dict[str, str]:
     """Plan how an archive is denoised, and write the plan into the ledger, for any number of workers.
 
     What was begun by another plan and is not part of this one is swept. Parameters and errors are those of `denoise_archive`.
+    ``names`` are the scenes to denoise; None is all.
 
     Returns
     -------
@@ -82,7 +89,7 @@ def plan_archive(
         )
     weights = read_card(model_folder)["weights_sha256"]
     plans, failed = [], {}
-    for name in archive:
+    for name in archive if names is None else names:
         try:
             plans.append(plan_of(archive[name], model, weights, settings))
         except HpcdeqError as error:

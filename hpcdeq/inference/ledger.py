@@ -22,7 +22,7 @@ from hpcdeq.errors import ConfigError
 from hpcdeq.inference.plan import ScenePlan, Unit
 from hpcdeq.inference.tiles import Convergence, DenoiseSettings, TileSolution
 
-_FORMAT = 5
+_FORMAT = 6
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,6 @@ from hpcdeq.inference.tiles import DenoiseSettings, reach
 from hpcdeq.models import SparseDenoiser
 from hpcdeq.tiling import Window, partition
 
-# Pixels of a unit as float32, at most. Tiles that cross its border are computed twice: one in ten of blocks of 60 that overlap by
-# 20, for units of 1300 x 1300 x 31. Some units are in memory at a time: those that are read ahead, computed, and written.
-_UNIT_BYTES = 256 << 20
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScenePlan:
@@ -35,6 +31,8 @@ class ScenePlan:
     block: int
     overlap: int
     """Edge of a tile, and the pixels that neighbours share."""
+    unit_mib: int
+    """Largest size of a unit."""
 
     @property
     def extent(self) -> Window:
@@ -45,7 +43,7 @@ class ScenePlan:
     def unit_shape(self) -> tuple[int, int]:
         """(y, x) of a unit in pixels: as many whole shards as fit its bytes, at least one."""
         edge_y, edge_x = self.shard_shape
-        shards = max(1, math.isqrt(_UNIT_BYTES // (4 * self.bands * edge_y * edge_x)))
+        shards = max(1, math.isqrt((self.unit_mib << 20) // (4 * self.bands * edge_y * edge_x)))
         return shards * edge_y, shards * edge_x
 
     def units(self) -> Iterator[Unit]:
@@ -102,13 +100,14 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
         )
     # All that decides the bytes of a denoised scene.
     what = {
-        "ledger": 5,
+        "ledger": 6,
         "weights": weights,
         "model": asdict(model.settings),
         "precision": settings.precision,
         "overlap": settings.overlap_of(model),
         "codes": settings.codes,
         "dtype": settings.dtype,
+        "units": settings.unit_mib,  # records are of units
         # By which a GPU rounds; who plans cannot know what auto will be.
         "batch": settings.batch if settings.device != "cpu" else None,
         "input": scene.digest,
@@ -123,6 +122,7 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
         shard_shape=scene.shard_shape,
         block=model.settings.block,
         overlap=settings.overlap_of(model),
+        unit_mib=settings.unit_mib,
     )
 
 

@@ -48,6 +48,9 @@ class DenoiseSettings:
     """How pixels are stored: ``input`` keeps the integers and the scale of an input that has them."""
     device: str = "auto"
     """``auto``, ``cpu`` or ``cuda``."""
+    unit_mib: int = 256
+    """Largest size of a unit in MiB, its pixels as float32. Tiles that cross its border are computed twice: one in ten of blocks of
+    60 that overlap by 20, for units of 1300 x 1300 x 31. Those that are read ahead, computed and written are in memory together."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -58,6 +61,8 @@ class DenoiseSettings:
             raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
         if self.overlap is not None and self.overlap < 0:
             raise ConfigError(f"overlap must not be negative, got {self.overlap}")
+        if self.unit_mib < 1:
+            raise ConfigError(f"unit_mib must be at least 1, got {self.unit_mib}")
         check_device_name(self.device)
 
     def overlap_of(self, model: SparseDenoiser) -> int:

@@ -29,6 +29,7 @@ from hpcdeq.models import load_model
 from hpcdeq.models.files import read_card
 from hpcdeq.noise import estimate_sigma, sigma_range_of
 from hpcdeq.tiling import Window
+from hpcdeq.timing import note, part
 
 T = TypeVar("T")
 U = TypeVar("U")
@@ -140,20 +141,23 @@ class Worker:
                         stopped = True
                         return
                     try:
-                        begun.append((unit, read.result()))
+                        with part("reading"):
+                            begun.append((unit, read.result()))
                     except _SCENE_ERRORS as error:
                         self._fail(unit.scene, error)
                         bar.advance()
                     else:
                         yield begun[-1][1].noisy
 
-            found = (
-                (*begun.popleft(), window)
-                for window in denoise_windows(self.model, inputs(), self.job.settings, stop)
-            )
-            for (unit, _, _), written in _ahead(writers, lambda all_: self._write(*all_), found, threads):
+            def found() -> Iterator[tuple[Unit, _Input, DenoisedWindow]]:
+                for window in denoise_windows(self.model, inputs(), self.job.settings, stop):
+                    note("computed")
+                    yield (*begun.popleft(), window)
+
+            for (unit, _, _), written in _ahead(writers, lambda all_: self._write(*all_), found(), threads):
                 try:
-                    written.result()
+                    with part("writing"):
+                        written.result()
                 except _SCENE_ERRORS as error:
                     self._fail(unit.scene, error)
                 bar.advance()
@@ -186,12 +190,13 @@ class Worker:
             shutil.rmtree(self.output.archive.staging, ignore_errors=True)
 
     def _read(self, unit: Unit) -> _Input:
-        for pause in _READ_PAUSES:
-            try:
-                return self._read_once(unit)
-            except _SCENE_ERRORS:
-                time.sleep(pause)
-        return self._read_once(unit)
+        with part("read"):
+            for pause in _READ_PAUSES:
+                try:
+                    return self._read_once(unit)
+                except _SCENE_ERRORS:
+                    time.sleep(pause)
+            return self._read_once(unit)
 
     def _read_once(self, unit: Unit) -> _Input:
         scene, around = self._scene(unit.scene), unit.reach
@@ -208,7 +213,8 @@ class Worker:
         )
 
     def _write(self, unit: Unit, read: _Input, found: DenoisedWindow) -> None:
-        self._count(unit.scene, self.output.write(unit, found, read.valid, read.noise))
+        with part("write"):
+            self._count(unit.scene, self.output.write(unit, found, read.valid, read.noise))
 
     def _count(self, plan: ScenePlan, complete: Complete | None) -> None:
         """Add a scene that was made visible to the report."""

@@ -13,6 +13,7 @@ from hpcdeq.solvers.anderson import Anderson
 from hpcdeq.solvers.broyden import Broyden
 from hpcdeq.solvers.fixed_point import FixedPointMap, LinearMap, Solution
 from hpcdeq.solvers.picard import Picard
+from hpcdeq.timing import part
 
 Solver = Picard | Anderson | Broyden
 
@@ -153,7 +154,7 @@ class _ImplicitGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         f, point, solver, on_backward = ctx.problem
         (gradient,) = gradients
-        with torch.no_grad():
+        with torch.no_grad(), part("backward solve"):
             solution = solver.solve(_AdjointMap(f.transpose_at(point), gradient), gradient)
         if on_backward is not None:
             on_backward(solution)

@@ -7,7 +7,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from hpcdeq.errors import PreemptedError, TrainingError
 from hpcdeq.models import save_model
 from hpcdeq.noise import generator
 from hpcdeq.solvers import Solution, Unrolled
+from hpcdeq.timing import part
 from hpcdeq.training import checkpoints, data, start
 from hpcdeq.training.engines import Engine, new_engine
 from hpcdeq.training.export import provenance
@@ -88,7 +90,7 @@ def train(config: TrainConfig) -> Path:
     with process_group(place, device, alone=needs_group) as team, stop_requests() as stop:
         start.check_batch_norm(config, team.world_size)
         run = team.first(lambda: start.open_run(config))
-        trainer = _Trainer(config, run, team)
+        trainer = Trainer(config, run, team)
         try:
             for phase in range(trainer.at.phase, len(PHASES)):
                 if trainer.steps(phase):
@@ -98,8 +100,18 @@ def train(config: TrainConfig) -> Path:
             trainer.close()
 
 
-class _Trainer:
-    """The state of a run in one of its processes, and the steps that change it, which all take together."""
+class Trainer:
+    """The state of a run in one of its processes, and the steps that change it, which all take together.
+
+    Parameters
+    ----------
+    config
+        The run's configuration.
+    run
+        Its folder, from `hpcdeq.training.start.open_run`.
+    team
+        The processes.
+    """
 
     def __init__(self, config: TrainConfig, run: Path, team: Team) -> None:
         self.config, self.settings, self.run, self.team = config, config.training, run, team
@@ -112,7 +124,8 @@ class _Trainer:
         self.model = start.first_model(config, train_scenes, run).to(team.device)
         self.model.prior_dtype = getattr(torch, self.settings.precision)
         self.at = Position()
-        self.adjoint: Solution | None = None
+        self.solutions: dict[str, Solution] = {}
+        """How this process's last blocks were solved, without states: ``forward``, and ``backward`` of an implicit gradient."""
         folder = run / "checkpoints"
         self.attempt = team.first(lambda: checkpoints.take_over(folder, os.environ))
         latest = team.first(lambda: checkpoints.latest(folder))
@@ -133,22 +146,26 @@ class _Trainer:
 
     def run_phase(self, phase: int, stop: StopRequest) -> None:
         """Train one phase to its last step, or until asked to stop."""
+        self.enter(phase)
+        steps = self.steps(phase)
+        if self.at.best is None:
+            self._validate()  # how the phase begins; and there is a checkpoint to fall back on
+        with Bar(PHASES[phase], steps, self.at.step) as bar:
+            batches = self.batches()
+            while self.at.step < steps:
+                note = self.step(*next(batches))
+                bar.done = self.at.step  # a roll-back goes back
+                bar.note(note)
+                if self.team.any(bool(stop)):
+                    self._stop(stop)
+
+    def enter(self, phase: int) -> None:
+        """Begin a phase, unless the run stands in it."""
         if phase != self.at.phase:
             self.at = Position(
                 phase=phase, batches=self.at.batches, skipped=self.at.skipped, rollbacks=self.at.rollbacks
             )
             self._start_engine()
-        steps = self.steps(phase)
-        if self.at.best is None:
-            self._validate()  # how the phase begins; and there is a checkpoint to fall back on
-        with Bar(PHASES[phase], steps, self.at.step) as bar:
-            batches = self._batches()
-            while self.at.step < steps:
-                note = self._step(*next(batches))
-                bar.done = self.at.step  # a roll-back goes back
-                bar.note(note)
-                if self.team.any(bool(stop)):
-                    self._stop(stop)
 
     def export(self) -> Path:
         """Write the best model of the last phase that was trained; return its folder."""
@@ -175,17 +192,18 @@ class _Trainer:
             return length
         return int(length.split()[0]) * self.stream.batches_per_epoch
 
-    def _batches(self) -> Iterator[tuple[Tensor, Tensor, int, float]]:
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, int, float]]:
         """This process's part of the batches from where the run stands: clean, noisy, blocks of the whole, seconds waited."""
         device = self.team.device
         loader = iter(data.torch_loader(self.stream, self.at.batches, pin=device.type == "cuda"))
         while True:
             begin = time.perf_counter()
-            clean, noisy, planned = next(loader)
+            with part("data"):
+                clean, noisy, planned = next(loader)
             clean, noisy = (x.to(device, non_blocking=True) for x in (clean, noisy))
             yield clean, noisy, planned, time.perf_counter() - begin
 
-    def _step(self, clean: Tensor, noisy: Tensor, planned: int, waited: float) -> str:
+    def step(self, clean: Tensor, noisy: Tensor, planned: int, waited: float) -> str:
         """Take one step, or skip it if it is not finite or not solved; log, validate and checkpoint when due."""
         begin = time.perf_counter()
         self.model.train()
@@ -196,14 +214,19 @@ class _Trainer:
         for first in range(0, most, size):
             rows = slice(first, first + size)
             with self.engine.accumulating(last=first + size >= most):
-                outcome = self._outcome(self.engine.objective, clean[rows], noisy[rows], probes[rows])
+                with part("forward"):
+                    outcome = self._outcome(self.engine.objective, clean[rows], noisy[rows], probes[rows])
                 share = len(clean[rows]) / planned
                 told = self._tell(outcome, share, len(clean[rows]))
                 loss += told[0].item()
                 # A gradient that is not a number, so that no process takes the step, whatever its own blocks say.
                 weight = share * self.team.world_size if self._solved(told) else float("nan")
-                self.engine.backward(outcome.loss * weight)
-        norm = self.engine.step()
+                with part("backward"):
+                    self.engine.backward(outcome.loss * weight)
+        if outcome.solution is not None:
+            self._keep("forward", outcome.solution)
+        with part("optimiser"):
+            norm = self.engine.step()
         sound = math.isfinite(norm)
         self.at.step += 1
         self.at.batches += 1
@@ -213,7 +236,7 @@ class _Trainer:
             self._roll_back()
             return "rolled back"
         if self.at.step % self.settings.log_every == 0:
-            self._log_step(loss, norm, outcome, time.perf_counter() - begin, waited)
+            self._log_step(loss, norm, outcome.jacobian, time.perf_counter() - begin, waited)
         last = self.at.step == self.steps(self.at.phase)
         if self.at.step % self.settings.validate_every == 0 or last:
             self._validate()
@@ -231,7 +254,7 @@ class _Trainer:
             with_probe = self.settings.jacobian_weight > 0 and torch.is_grad_enabled()
             probes = [torch.Generator()] if with_probe else []
             self.model.eval()  # not in running averages either
-        outcome: Outcome = objective(clean, noisy, probes or None, self._keep_adjoint)
+        outcome: Outcome = objective(clean, noisy, probes or None, partial(self._keep, "backward"))
         return outcome
 
     def _tell(self, outcome: Outcome, share: float, blocks: int) -> Tensor:
@@ -257,14 +280,14 @@ class _Trainer:
         keys = (generator(self.config.seed, self.at.batches, row, _PROBE) for row in rows)
         return [torch.Generator().manual_seed(int(key.integers(1 << 62))) for key in keys]
 
-    def _keep_adjoint(self, solution: Solution) -> None:
-        self.adjoint = solution
+    def _keep(self, name: str, solution: Solution) -> None:
+        self.solutions[name] = replace(solution, state=torch.empty(0))  # which would hold the graph
 
     def _log_step(
         self,
         loss: float,
         norm: float,
-        outcome: Outcome,
+        jacobian: Tensor | None,
         seconds: float,
         waited: float,
     ) -> None:
@@ -276,12 +299,11 @@ class _Trainer:
             "step_seconds": seconds,
             "data_seconds": waited,
         }
-        if outcome.jacobian is not None:
-            values["jacobian"] = outcome.jacobian.item()
-        for name, solved in (("forward", outcome.solution), ("backward", self.adjoint)):
-            if solved is not None:
-                values[f"{name}_residual"] = solved.residual.mean().item()
-                values[f"{name}_iterations"] = solved.iterations.float().mean().item()
+        if jacobian is not None:
+            values["jacobian"] = jacobian.item()
+        for name, solved in self.solutions.items():
+            values[f"{name}_residual"] = solved.residual.mean().item()
+            values[f"{name}_iterations"] = solved.iterations.float().mean().item()
         self._write(values)
 
     def _write(self, values: dict[str, Any]) -> None:

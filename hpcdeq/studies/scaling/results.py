@@ -12,11 +12,21 @@ Work = Literal["train", "denoise"]
 Mode = Literal["strong", "weak"]
 
 SHARES: dict[Work, tuple[str, ...]] = {
-    "train": ("data", "forward", "backward", "communication", "optimiser", "other"),
+    "train": (
+        "data",
+        "forward",
+        "backward solve",
+        "backward",
+        "waiting",
+        "communication",
+        "optimiser",
+        "other",
+    ),
     "denoise": ("reading", "computing", "writing", "idle", "other"),
 }
-"""Where the time of a process goes. ``reading`` and ``writing`` are what the computing waits for them; ``idle`` is the wait for the
-slowest process."""
+"""Where the time of a process goes. ``backward solve`` is that of the implicit gradient; ``waiting`` is for the
+other processes, before each exchange; ``reading`` and ``writing`` are what the computing waits for them; ``idle`` is the wait for
+the slowest process."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +89,12 @@ class Spread:
     mean: float
     least: float
     most: float
+
+    @classmethod
+    def of(cls, numbers: Iterable[float]) -> Spread:
+        """Sum up numbers."""
+        each = list(numbers)
+        return cls(mean=statistics.mean(each), least=min(each), most=max(each))
 
 
 @dataclass(frozen=True, kw_only=True)

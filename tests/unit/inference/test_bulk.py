@@ -58,7 +58,7 @@ def model_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_UNIT_BYTES", 0)
+    monkeypatch.setattr(plan.ScenePlan, "unit_shape", property(lambda scene: scene.shard_shape))
 
 
 def bytes_of(out: Path) -> dict[str, bytes]:

@@ -133,7 +133,7 @@ def test_a_killed_run_goes_on_and_never_shows_half_a_scene(
     class Killed(BaseException):
         pass
 
-    monkeypatch.setattr(plan, "_UNIT_BYTES", 0)
+    monkeypatch.setattr(plan.ScenePlan, "unit_shape", property(lambda scene: scene.shard_shape))
     settings = DenoiseSettings(device="cpu", codes=codes)
     denoise_archive(archive, model_folder, tmp_path / "whole.zarr", settings)
     written: list[tuple[str, Window]] = []

@@ -38,7 +38,7 @@ runner = CliRunner()
 
 @pytest.fixture(autouse=True)
 def _small_units(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "_UNIT_BYTES", 0)
+    monkeypatch.setattr(plan.ScenePlan, "unit_shape", property(lambda scene: scene.shard_shape))
 
 
 @pytest.fixture

@@ -116,11 +116,11 @@ def test_a_step_without_blocks_leaves_no_trace_in_running_averages(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """All shards of a batch may be unreadable."""
-    original = loop._Trainer._step
+    original = loop.Trainer.step
     averages = []
 
     def step(
-        self: loop._Trainer, clean: torch.Tensor, noisy: torch.Tensor, planned: int, waited: float
+        self: loop.Trainer, clean: torch.Tensor, noisy: torch.Tensor, planned: int, waited: float
     ) -> str:
         if self.at.batches == 1:
             clean, noisy = clean[:0], noisy[:0]
@@ -128,7 +128,7 @@ def test_a_step_without_blocks_leaves_no_trace_in_running_averages(
         averages.append(self.model.prior.batch_norms()[0].mean.clone())
         return note
 
-    monkeypatch.setattr(loop._Trainer, "_step", step)
+    monkeypatch.setattr(loop.Trainer, "step", step)
     train(config(archive, tmp_path / "run", "memnet"))
     assert torch.equal(averages[1], averages[0])
     assert not torch.equal(averages[2], averages[1])

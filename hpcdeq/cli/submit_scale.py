@@ -1,0 +1,271 @@
+"""``hpcdeq submit scale``: measure how training and bulk denoising scale, a job for each point."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from hpcdeq.cli.denoise import (
+    Batch,
+    Device,
+    Iterations,
+    Model,
+    Noisy,
+    Overlap,
+    Precision,
+    Tolerance,
+    settings_of,
+)
+from hpcdeq.cli.job_options import (
+    Account,
+    Cluster,
+    ClusterName,
+    Constraint,
+    CpusPerTask,
+    GpusPerNode,
+    JobName,
+    Mem,
+    Partition,
+    Profile,
+    Qos,
+    SignalSeconds,
+    SlurmOptions,
+    Time,
+    job_request_of,
+)
+
+scale = typer.Typer(
+    name="scale",
+    help="Measure strong and weak scaling, a job for each point; hpcdeq scale makes the report.",
+    no_args_is_help=True,
+)
+
+_Out = Annotated[Path, typer.Option("--out", help="Folder of the study; the same command with it goes on.")]
+_Sizes = Annotated[
+    str, typer.Option(help="Nodes x processes on each, by commas. With --gpus-per-node each has a GPU.")
+]
+_Modes = Annotated[
+    str, typer.Option(help="strong: the same load for all sizes; weak: the same for each process.")
+]
+_Repeats = Annotated[int, typer.Option(help="Repeats that count.")]
+_Warmup = Annotated[int, typer.Option(help="Repeats before them.")]
+_DryRun = Annotated[
+    bool,
+    typer.Option(
+        "--dry-run", help="Print the points, their node-hours and what sbatch would be given; write nothing."
+    ),
+]
+
+
+@scale.command()
+def train(
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. data.train=scenes.zarr data.batch=16"),
+    ] = None,
+    config: Annotated[
+        list[Path] | None, typer.Option(help="YAML file with settings; several are compared.")
+    ] = None,
+    out: _Out = Path("scaling"),
+    sizes: _Sizes = "1x1,2x1",
+    modes: _Modes = "strong,weak",
+    engines: Annotated[str, typer.Option(help="ddp, zero0, zero1, zero2, zero3, by commas.")] = "ddp",
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=A,B", help="A setting with several values, e.g. model.block=40,60; may be repeated."
+        ),
+    ] = None,
+    steps: Annotated[int, typer.Option(help="Training steps of a repeat.")] = 5,
+    repeats: _Repeats = 5,
+    warmup: _Warmup = 1,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Also write a trace of one step of each point, for Perfetto.")
+    ] = False,
+    cluster: ClusterName = Cluster.SLURM,
+    profile: Profile = None,
+    gpus_per_node: GpusPerNode = None,
+    cpus_per_task: CpusPerTask = None,
+    mem: Mem = None,
+    time: Time = None,
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    constraint: Constraint = None,
+    job_name: JobName = None,
+    signal_seconds: SignalSeconds = None,
+    slurm: SlurmOptions = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Measure training: steps of the trainer, of every size, setting and engine.
+
+    Weights stay as they are: begin from a trained model (training.start_from=MODEL) for the iterations that it needs. With debug
+    the points of their number are measured by the processes that run this command, e.g. under mpirun.
+    """
+    from hpcdeq.config import load_train_config
+    from hpcdeq.studies.scaling.points import Effort, modes_of, sizes_of, train_points
+
+    points = train_points(
+        config or [],
+        overrides or [],
+        [name.strip() for name in engines.split(",")],
+        vary or [],
+        sizes_of(sizes),
+        modes_of(modes),
+        Effort(warmup=warmup, repeats=repeats, steps=steps),
+    )
+    device = load_train_config(config[0] if config else None, [*(overrides or []), "run=unused"]).device
+    _measure(locals(), points, device, trace)
+
+
+@scale.command()
+def denoise(
+    archive: Noisy,
+    model: Model,
+    out: _Out = Path("scaling"),
+    sizes: _Sizes = "1x1,2x1",
+    modes: _Modes = "strong,weak",
+    scenes_per_process: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Scenes of a process in weak scaling. (default: as many as there are enough of)"
+        ),
+    ] = None,
+    unit_sizes: Annotated[
+        str, typer.Option("--unit-mib", help="Largest size of a unit of work in MiB; several by commas.")
+    ] = "256",
+    storage: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder to write into, to compare file systems; may be repeated. (default: --out)"),
+    ] = None,
+    overlap: Overlap = None,
+    batch: Batch = 16,
+    iterations: Iterations = None,
+    tolerance: Tolerance = None,
+    precision: Precision = "float32",
+    device: Device = "auto",
+    repeats: _Repeats = 3,
+    warmup: _Warmup = 1,
+    cluster: ClusterName = Cluster.SLURM,
+    profile: Profile = None,
+    gpus_per_node: GpusPerNode = None,
+    cpus_per_task: CpusPerTask = None,
+    mem: Mem = None,
+    time: Time = None,
+    partition: Partition = None,
+    account: Account = None,
+    qos: Qos = None,
+    constraint: Constraint = None,
+    job_name: JobName = None,
+    signal_seconds: SignalSeconds = None,
+    slurm: SlurmOptions = None,
+    dry_run: _DryRun = False,
+) -> None:
+    """Measure bulk denoising: passes of its workers over scenes of an archive, into a folder that is removed again.
+
+    Strong scaling denoises all scenes with every size, weak scaling as many for each process.
+    """
+    settings = settings_of(locals())
+    from dataclasses import asdict, replace
+
+    from hpcdeq.archive import open_archive
+    from hpcdeq.errors import ConfigError
+    from hpcdeq.models.files import read_card
+    from hpcdeq.studies.scaling.points import Effort, denoise_points, modes_of, sizes_of
+
+    read_card(model)
+    names = open_archive(archive).names()
+    points = []
+    for text in unit_sizes.split(","):
+        if not text.strip().isdecimal():
+            raise ConfigError(f"--unit-mib must be whole numbers of MiB such as 64,256; got {unit_sizes!r}")
+        for folder in storage or (None,):
+            what = {
+                "archive": str(archive.absolute()),
+                "model": str(model.absolute()),
+                "settings": asdict(replace(settings, unit_mib=int(text))),
+                "storage": None if folder is None else str(folder.absolute()),
+            }
+            title = ", ".join(
+                [model.parent.name if model.name == "model" else model.name, f"units of {int(text)} MiB"]
+            )
+            title += "" if folder is None else f", {folder}"
+            points += denoise_points(
+                what,
+                title,
+                names,
+                sizes_of(sizes),
+                modes_of(modes),
+                Effort(warmup=warmup, repeats=repeats),
+                scenes_per_process,
+            )
+    _measure(locals(), points, device, trace=False)
+
+
+def _measure(options: dict[str, Any], points: list[Any], device: str, trace: bool) -> None:
+    """Note the points, and measure those that are not, as the options say."""
+    import os
+    import shlex
+
+    from hpcdeq.cluster.device import check_device_name
+    from hpcdeq.cluster.ranks import place_of
+    from hpcdeq.cluster.submission import check_local, sbatch_text
+    from hpcdeq.console import result, say, table
+    from hpcdeq.studies.scaling.study import (
+        Study,
+        node_hours,
+        request_of,
+        run_points,
+        scale_job,
+        seconds_since_start,
+        submit_points,
+    )
+
+    request = job_request_of("scale", options | {"nodes": None, "tasks_per_node": None})
+    check_device_name(device)
+    study = Study(options["out"])
+    missing = [point for point in points if study.result(point) is None]
+    if options["dry_run"]:
+        hours = [(point, *node_hours(study, point, request)) for point in missing]
+        rows = [
+            [str(point), f"{cost:.3g}", "like its neighbour" if known else "at most, by --time"]
+            for point, cost, known in hours
+        ]
+        result(table(["point", "node-hours", ""], rows))
+        total = sum(cost for _, cost, _ in hours)
+        result(
+            f"{len(points) - len(missing)} points are measured, {len(missing)} are not: {total:.3g} node-hours"
+        )
+        if missing:
+            first = missing[0]
+            result(f"\nWhat sbatch would be given for {first}:\n")
+            result(sbatch_text(request_of(first, request), study.jobs(first)).rstrip())
+        return
+    command = shlex.join(["hpcdeq", *sys.argv[1:]])
+    cluster = options["cluster"]
+    if cluster == Cluster.LOCAL:
+        for point in missing:
+            check_local(request_of(point, request), study.jobs(point))
+    for point in points:
+        study.add(point, command)
+    say(f"{len(points) - len(missing)} points are measured already, {len(missing)} are to be measured")
+    if cluster == Cluster.SLURM:
+        jobs = submit_points(study, points, request, device, trace)
+        say(
+            f"{len(jobs)} jobs are in the queue, to run one after the other; then: hpcdeq scale {options['out']}"
+        )
+        result("\n".join(job.id for job in jobs))
+    elif cluster == Cluster.LOCAL:
+        run_points(study, points, request, device, trace)
+        result(str(options["out"]))
+    else:
+        world = place_of(os.environ).world_size
+        for point in missing:
+            if point.nodes * point.tasks == world:
+                scale_job(str(options["out"]), point.name, device, trace, begun=seconds_since_start())
+            else:
+                say(f"left out, as this is {world} process(es): {point}")
+        result(str(options["out"]))

@@ -1,0 +1,166 @@
+"""Measure steps of training: those of the trainer itself, on blocks streamed from the archive."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hpcdeq.cluster.group import Team
+from hpcdeq.cluster.signals import StopRequest
+from hpcdeq.config import TrainConfig
+from hpcdeq.errors import PreemptedError
+from hpcdeq.models import save_dictionary
+from hpcdeq.studies.scaling.exchanges import listening
+from hpcdeq.studies.scaling.gpus import GpuMeter
+from hpcdeq.studies.scaling.micro import all_reduces, mpi_all_reduces
+from hpcdeq.studies.scaling.points import Point
+from hpcdeq.studies.scaling.results import SHARES, Spread
+from hpcdeq.timing import measuring
+from hpcdeq.training import data
+from hpcdeq.training.loop import Trainer
+from hpcdeq.training.start import check_batch_norm
+
+
+def measure_training(
+    point: Point, team: Team, study: Path, scratch: Path, stop: StopRequest, trace: Path | None
+) -> dict[str, Any]:
+    """Measure a point, in all of its processes.
+
+    Parameters
+    ----------
+    point
+        The point, whose ``what`` is the configuration.
+    team
+        The processes.
+    study
+        Folder of the study, which keeps dictionaries.
+    scratch
+        Folder for what the run writes.
+    stop
+        Looked at after every repeat.
+    trace
+        File for a trace of one more step of the first process, for chrome://tracing or Perfetto; None: no trace.
+
+    Returns
+    -------
+    dict
+        Fields of `hpcdeq.studies.scaling.results.Result`.
+
+    Raises
+    ------
+    PreemptedError
+        If it was asked to stop.
+    """
+    config = _with_dictionary(TrainConfig.model_validate({**point.what, "run": scratch}), team, study)
+    check_batch_norm(config, team.world_size)
+    effort = point.effort
+    with listening() as exchanged:
+        trainer = Trainer(config, scratch, team)
+        try:
+            trainer.enter(0 if config.model.map == "prior" else 1)
+            batches = trainer.batches()
+
+            def take(steps: int) -> None:
+                for _ in range(steps):
+                    trainer.step(*next(batches))
+
+            meter = GpuMeter(team.device)
+            seconds: list[float] = []
+            for repeat in range(effort["warmup"] + effort["repeats"]):
+                if repeat == effort["warmup"]:
+                    meter.begin()
+                mine = _timed(partial(take, effort["steps"]), team)
+                if repeat >= effort["warmup"]:
+                    seconds.append(max(team.gather(mine)) / effort["steps"])
+                    meter.look()
+                if team.any(bool(stop)):
+                    raise PreemptedError("stopped before the point was measured; it is measured again")
+            gpu = meter.told()
+            # One more repeat tells where the time goes: at the borders of parts a device is waited for, which takes time itself.
+            with measuring(partial(_settle, team.device), one_at_a_time=True) as clock:
+                exchanged.bytes.clear()
+                whole = _timed(partial(take, effort["steps"]), team)
+            shares = {name: clock.total(name) / effort["steps"] for name in SHARES["train"][:-1]}
+            shares["other"] = max(0.0, whole / effort["steps"] - sum(shares.values()))
+            each_step = exchanged.bytes[: len(exchanged.bytes) // effort["steps"]]
+            if trace is not None:
+                with _traced(trace if team.leads else None):
+                    take(1)
+            iterations = {
+                name: Spread.of(n for told in team.gather(solved.iterations.tolist()) for n in told)
+                for name, solved in trainer.solutions.items()
+            }
+        finally:
+            trainer.close()
+    through_mpi, no_mpi = mpi_all_reduces(team)
+    return {
+        "seconds": tuple(seconds),
+        "amount": float(config.data.batch),
+        "largest_part": float(-(-config.data.batch // team.world_size)),
+        "shares": _mean(team.gather(shares)),
+        "exchanged": tuple(each_step),
+        "exchanges": (*all_reduces(team), *through_mpi),
+        "no_mpi": no_mpi,
+        "iterations": iterations,
+        "gpu": gpu,
+    }
+
+
+def _with_dictionary(config: TrainConfig, team: Team, study: Path) -> TrainConfig:
+    """Give a configuration the dictionary that it would learn: all points of the study share it."""
+    if isinstance(config.dictionary, Path) or config.training.start_from is not None:
+        return config
+    settings = config.dictionary
+    key = json.dumps(
+        [str(config.data.train), str(config.data.split), settings.__dict__], sort_keys=True, default=str
+    )
+    path = study / "dictionaries" / f"{hashlib.sha256(key.encode()).hexdigest()[:12]}.safetensors"
+
+    def learn() -> None:
+        if not path.is_file():
+            scenes, _ = data.split(config)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_dictionary(data.learn_from_scenes(scenes, settings), path, {})
+
+    team.first(learn)
+    return config.model_copy(update={"dictionary": path})
+
+
+def _timed(work: partial[None], team: Team) -> float:
+    """Seconds of some work that all processes begin together."""
+    team.any(False)
+    begin = time.perf_counter()
+    work()
+    _settle(team.device)
+    return time.perf_counter() - begin
+
+
+def _settle(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextmanager
+def _traced(path: Path | None) -> Iterator[None]:
+    """Write a trace of what happens inside."""
+    if path is None:
+        yield
+        return
+    with torch.profiler.profile() as profile:
+        yield
+    path.parent.mkdir(parents=True, exist_ok=True)
+    profile.export_chrome_trace(str(path))
+
+
+def _mean(told: list[Mapping[str, float]]) -> dict[str, float]:
+    """Mean over processes."""
+    return {name: statistics.mean(one[name] for one in told) for name in told[0]}
