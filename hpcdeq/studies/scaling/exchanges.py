@@ -1,4 +1,4 @@
-"""What processes exchange: the bytes are listed, and while somebody measures the parts ``waiting`` and ``communication`` are timed."""
+"""What processes exchange: the bytes are listed; while somebody measures, ``waiting`` and ``communication`` are timed."""
 
 from __future__ import annotations
 
