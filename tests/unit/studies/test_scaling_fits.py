@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from hpcdeq.studies.scaling.fits import Case, HeldOut, PassModel, StepModel, fit, held_out
 from hpcdeq.studies.scaling.laws import SerialFraction, serial_fraction
 from hpcdeq.studies.scaling.microfits import Network, Storage, fit_network, fit_storage
-from hpcdeq.studies.scaling.regression import NoFit, two_costs
+from hpcdeq.studies.scaling.regression import Estimate, NoFit, two_costs
 from hpcdeq.studies.scaling.results import Curve, Exchange, Host, Mode, Result, Transfer, Work, curves
 
 LATENCY, BANDWIDTH = 2e-5, 1.5e9
@@ -124,6 +124,20 @@ def storage_of(points: tuple[Result, ...]) -> Storage:
     storage = fit_storage(points, "read")
     assert isinstance(storage, Storage), storage
     return storage
+
+
+# Numbers and their intervals
+
+
+def test_an_interval_holds_95_of_100_draws_and_the_number_itself() -> None:
+    draws = np.arange(1001.0)
+    draws[0] = 500
+    assert Estimate.of(draws, True) == Estimate(500, 26, 975)
+    draws[0] = 5000
+    assert Estimate.of(draws, True) == Estimate(5000, 26, 5000)
+    draws[0] = -5
+    assert Estimate.of(draws, True) == Estimate(-5, -5, 975)
+    assert Estimate.of(draws, False) == Estimate(-5)
 
 
 # Two nonnegative costs
@@ -443,6 +457,8 @@ def test_smaller_points_predict_larger_ones_and_strong_ones_the_weak() -> None:
     assert [c.error for c in two.checks[:2]] == [exactly(0, abs=1e-9)] * 2
     assert two.checks[2].predicted.value == exactly(crowded.median + PER_BLOCK)
     assert [c.point for c in by_name["points of up to 4 processes"].checks] == [crowded]
+    small = crowd(step(2))
+    assert all(any(c.point is small for c in each.checks) for each in checks_of((*STEPS, small)))
     assert [c.point for c in by_name["points of the strong curve"].checks] == [
         step(2, 2),
         step(4, 4),

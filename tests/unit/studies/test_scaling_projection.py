@@ -209,6 +209,16 @@ def test_more_processes_never_make_an_archive_take_longer(seed: int) -> None:
     assert all(p.efficiency.value <= 1 + 1e-12 for p in archive.points)
 
 
+def test_what_is_not_fitted_is_taken_from_the_largest_points() -> None:
+    doubled = tuple(2 * size for size in GRADIENTS)
+    points = tuple(replace(p, exchanged=doubled) if p.world == 4 else p for p in STEPS)
+    points = tuple(replace(p, start_seconds=100.0 * p.scale + p.world) for p in points)
+    _, weak = projections(points)
+    seconds = weak.points[-1].seconds.value - weak.points[0].seconds.value
+    assert seconds == exactly(sum(ring(size, 1024) for size in doubled))
+    assert any("104 s before its work" in sentence for sentence in choices_of(points, 10).assumptions)
+
+
 # Recommendation
 
 
