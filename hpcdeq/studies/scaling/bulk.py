@@ -102,6 +102,7 @@ def measure_bulk(
     told = {name: statistics.mean(share[name] for share in shares) for name in shares[0]}
     everyone = team.gather(told)
     return {
+        "bands": archive[what["scenes"][0]].shape[0],
         "seconds": tuple(seconds),
         "amount": sum(parts),
         "largest_part": max(parts),

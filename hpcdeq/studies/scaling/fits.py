@@ -21,9 +21,6 @@ from hpcdeq.studies.scaling.regression import (
 )
 from hpcdeq.studies.scaling.results import Result
 
-BANDS = 31
-"""Of the scenes of a study, unless told."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -146,15 +143,13 @@ class PassModel:
 Model = StepModel | PassModel
 
 
-def fit(points: Iterable[Result], bands: int = BANDS) -> Model | NoFit:
+def fit(points: Iterable[Result]) -> Model | NoFit:
     """Fit a model of the time to the points of a series that are not crowded.
 
     Parameters
     ----------
     points
         Of one series.
-    bands
-        Of its scenes; the size of a megapixel on the storage follows from it.
 
     Returns
     -------
@@ -192,7 +187,7 @@ def fit(points: Iterable[Result], bands: int = BANDS) -> Model | NoFit:
         costs=costs,
         reading=fit_storage(chosen, "read"),
         writing=fit_storage(chosen, "write"),
-        bands=bands,
+        bands=chosen[0].bands,
         points=chosen,
     )
 
@@ -226,7 +221,7 @@ class HeldOut:
     """Of all other points, by the number of processes."""
 
 
-def held_out(points: Iterable[Result], bands: int = BANDS) -> list[HeldOut] | NoFit:
+def held_out(points: Iterable[Result]) -> list[HeldOut] | NoFit:
     """Fit the smaller points of a series and predict the others; and fit the strong ones and predict the others.
 
     Microbenchmarks are those of the fitted points too: nothing of a predicted point is used but its size and load.
@@ -235,8 +230,6 @@ def held_out(points: Iterable[Result], bands: int = BANDS) -> list[HeldOut] | No
     ----------
     points
         Of one series.
-    bands
-        Of its scenes.
 
     Returns
     -------
@@ -257,7 +250,7 @@ def held_out(points: Iterable[Result], bands: int = BANDS) -> list[HeldOut] | No
         if not used:
             continue
         others = [point for point in given if not any(point is other for other in used)]
-        model = fit(used, bands)
+        model = fit(used)
         if isinstance(model, NoFit):
             reason = model
         elif not others:

@@ -9,7 +9,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from hpcdeq.studies.scaling.fits import BANDS, Case, Model, PassModel, StepModel, fit, held_out
+from hpcdeq.studies.scaling.fits import Case, Model, PassModel, StepModel, fit, held_out
 from hpcdeq.studies.scaling.microfits import Storage
 from hpcdeq.studies.scaling.regression import Estimate, NoFit
 from hpcdeq.studies.scaling.results import Mode, Result, Work
@@ -78,7 +78,7 @@ class Choices:
     assumptions: tuple[str, ...]
 
 
-def project(points: Iterable[Result], bands: int = BANDS) -> list[Projection] | NoFit:
+def project(points: Iterable[Result]) -> list[Projection] | NoFit:
     """Project a series to 1,024 processes: from the size the study began with, doubled again and again.
 
     A step of training with the batch of the study (strong), to one block a process and no further, and with its blocks per process
@@ -89,14 +89,12 @@ def project(points: Iterable[Result], bands: int = BANDS) -> list[Projection] | 
     ----------
     points
         Of one series.
-    bands
-        Of its scenes.
     """
     given = tuple(points)
-    model = fit(given, bands)
+    model = fit(given)
     if isinstance(model, NoFit):
         return model
-    checked = _checked(given, bands)
+    checked = _checked(given)
     if isinstance(model, PassModel):
         base = min(point.base for point in model.points)
         cases = [_archive(model, world, SCENES, SCENE_MEGAPIXELS) for world in _doubled(base, LARGEST)]
@@ -113,7 +111,7 @@ def project(points: Iterable[Result], bands: int = BANDS) -> list[Projection] | 
 
 
 def choices(
-    points: Iterable[Result], amount: int, megapixels: float = SCENE_MEGAPIXELS, bands: int = BANDS
+    points: Iterable[Result], amount: int, megapixels: float = SCENE_MEGAPIXELS
 ) -> Choices | NoFit:
     """Say what a job takes on 1 to 1,024 nodes, with as many processes on a node as at the largest point of the fit.
 
@@ -128,14 +126,12 @@ def choices(
         Steps of training, with the batch of the study; or scenes of bulk denoising.
     megapixels
         Height x width of a scene, in millions; of no meaning for training.
-    bands
-        Of the scenes.
     """
     given = tuple(points)
-    model = fit(given, bands)
+    model = fit(given)
     if isinstance(model, NoFit):
         return model
-    checked = _checked(given, bands)
+    checked = _checked(given)
     largest = _largest(model)
     if isinstance(model, StepModel):
         batch, times = largest.base_load, amount
@@ -246,9 +242,9 @@ def _projection(
     )
 
 
-def _checked(points: Sequence[Result], bands: int) -> str:
+def _checked(points: Sequence[Result]) -> str:
     """Say how far the model was off where it could be checked."""
-    found = held_out(points, bands)
+    found = held_out(points)
     trials = [] if isinstance(found, NoFit) else found
     errors = [abs(check.error) for trial in trials for check in trial.checks if not check.crowded]
     if not errors:

@@ -113,6 +113,8 @@ class Result:
     """Blocks in a step, or scenes in a pass, of the smallest size."""
     scale: int
     """Load of this point over ``base_load``."""
+    bands: int
+    """Of the scenes."""
     seconds: tuple[float, ...]
     """Of a step (train) or of a pass over the scenes (denoise), of the slowest process; one number a repeat, after the warm-up."""
     amount: float

@@ -103,6 +103,7 @@ def measure_training(
             trainer.close()
     through_mpi, no_mpi = mpi_all_reduces(team)
     return {
+        "bands": trainer.model.bands,
         "seconds": tuple(seconds),
         "amount": float(config.data.batch),
         "largest_part": float(-(-config.data.batch // team.world_size)),
