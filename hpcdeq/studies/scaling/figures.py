@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdeq.studies.page import write_whole
-from hpcdeq.studies.scaling.results import SHARES, Curve, Mode, Result, Work
+from hpcdeq.studies.scaling.results import SHARES, Curve, Result, Work
 from hpcdeq.studies.scaling.sections import Plot
 from hpcdeq.studies.scaling.tables import (
     KINDS,
@@ -30,7 +30,7 @@ from hpcdeq.studies.scaling.tables import (
 )
 
 _DPI = 160
-_WIDTH, _HEIGHT = 6.4, 4.0
+_WIDTH, _HEIGHT = 5.6, 3.5
 # Okabe and Ito's, which the colour-blind tell apart, without their yellow, which white paper swallows.
 _COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4b8a", "#7a7a7a")
 _MARKERS = "osD^vPX*"
@@ -75,10 +75,10 @@ def draw_all(folder: Path, results: Sequence[Result]) -> dict[str, Drawn]:
             kind = f"{mode} scaling of {WORKS[work]}"
             drawn[f"{work}-{mode}-speedup"] = (
                 f"Speed-up, {kind}. {_BARS}",
-                speedup_figure(named, mode),
+                speedup_figure(named),
             )
             drawn[f"{work}-{mode}-efficiency"] = (
-                f"Efficiency, {kind}, of points whose processes have cores of their own. {_BARS}",
+                f"Efficiency, {kind}; points that share cores have none. {_BARS}",
                 efficiency_figure(named),
             )
     for work in WORKS:
@@ -112,7 +112,7 @@ def save(figure: Any, path: Path) -> Path:
 # Curves
 
 
-def speedup_figure(named: Mapping[str, Curve], mode: Mode) -> Any:
+def speedup_figure(named: Mapping[str, Curve]) -> Any:
     """Draw speed-ups against processes; points whose processes share cores are hollow."""
     from matplotlib.lines import Line2D
 
@@ -125,8 +125,7 @@ def speedup_figure(named: Mapping[str, Curve], mode: Mode) -> Any:
     _process_axis(axes, worlds)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    work = "time for the same work" if mode == "strong" else "work a second"
-    axes.set_ylabel(f"speed-up in {work}, times")
+    axes.set_ylabel("speed-up, times (log scale)")
     hollow = Line2D([], [], color=_GREY, marker="o", markerfacecolor="white", markersize=5.5, linestyle=":")
     _legend(figure, named, "ideal: as many times as processes", hollow)
     return figure
@@ -151,17 +150,26 @@ def _draw_curves(
     axes: Any, named: Mapping[str, Curve], value: Callable[[Curve, Result], float | None]
 ) -> None:
     """Draw lines through points with bars from the slowest to the fastest repeat, and shade where all share cores."""
+    # Curves stand a little side by side, lest their bars hide each other.
+    step = 1 + min(0.02, 0.12 / len(named))
     for number, curve in enumerate(named.values()):
         colour, marker = _look(number)
+        aside = step ** (number - (len(named) - 1) / 2)
         known = [(point, y) for point in curve.points if (y := value(curve, point)) is not None]
-        own = [(point.world, y) for point, y in known if not point.crowded]
-        axes.plot([point.world for point, _ in known], [y for _, y in known], ":", color=colour, linewidth=1)
+        own = [(aside * point.world, y) for point, y in known if not point.crowded]
+        axes.plot(
+            [aside * point.world for point, _ in known],
+            [y for _, y in known],
+            ":",
+            color=colour,
+            linewidth=1,
+        )
         axes.plot([x for x, _ in own], [y for _, y in own], "-", color=colour, linewidth=1.6)
         for point, y in known:
             # The value is in proportion to 1 / seconds.
             bar = [[y - y * point.median / max(point.seconds)], [y * point.median / min(point.seconds) - y]]
             axes.errorbar(
-                [point.world],
+                [aside * point.world],
                 [y],
                 bar,
                 fmt=marker,
@@ -277,7 +285,8 @@ def _bar_canvas(points: Sequence[Result]) -> tuple[Any, Any, list[float]]:
             fontweight="bold",
             va="center",
         )
-    axes.set_ylabel(f"nodes × processes, load: {LOADS[points[0].work]}")
+    axes.spines["left"].set_visible(False)
+    axes.set_title(f"nodes × processes, load ({LOADS[points[0].work]})", loc="left", fontsize=8, color=_GREY)
     return figure, axes, rows
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from hpcdeq.errors import ConfigError
 from hpcdeq.studies.page import data_uri, render_page, require_libraries, write_page, write_whole
 from hpcdeq.studies.scaling.figures import Drawn, draw_all, plot_figure, save
-from hpcdeq.studies.scaling.results import Result, Work
+from hpcdeq.studies.scaling.results import Mode, Result, Work
 from hpcdeq.studies.scaling.sections import Section, Table
 from hpcdeq.studies.scaling.tables import (
     KINDS,
@@ -38,6 +38,10 @@ from hpcdeq.studies.scaling.tables import (
 
 # What a process was given of the machine, which differs from size to size.
 _ALLOTTED = ("cores", "threads")
+_MODES: dict[Mode, str] = {
+    "strong": "The same work on more processes.",
+    "weak": "Work that grows with the processes, so that each does as much as at the smallest size.",
+}
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,7 @@ def write_report(results: Sequence[Result], sections: Sequence[Section], out: Pa
         )
     results = in_order(results)
     drawn = draw_all(out / "figures", results)
-    shown = [Shown(section, _uris(drawn, names)) for section, names in _measured(results)]
+    shown = _measured(results, drawn)
     for section in sections:
         own = {}
         for plot in section.plots:
@@ -122,7 +126,7 @@ def _page(results: Sequence[Result], shown: Sequence[Shown]) -> str:
         lines=machine_lines(results),
         processors=_processors(results),
         shared=any(point.crowded for point in results),
-        when=sorted({point.when for point in results if point.when}),
+        when=sorted({point.when.replace("T", " ") for point in results if point.when}),
         tiles=_tiles(results),
         shown=shown,
         stamps=stamps,
@@ -198,49 +202,41 @@ def _tiles(results: Sequence[Result]) -> list[Tile]:
 # What was measured
 
 
-def _measured(results: Sequence[Result]) -> list[tuple[Section, list[str]]]:
-    """Sections of what was measured, with the names of their figures."""
-    found: list[tuple[Section, list[str]]] = []
+def _measured(results: Sequence[Result], drawn: Mapping[str, Drawn]) -> list[Shown]:
+    """Sections of what was measured; one of which nothing is known is left out."""
+    found = []
 
-    def add(title: str, tables: Sequence[Table | None], figures: list[str], *paragraphs: str) -> None:
-        known = [table for table in tables if table is not None]
-        if known or paragraphs:
-            found.append((Section(title=title, paragraphs=paragraphs, tables=known), figures))
+    def add(
+        title: str,
+        tables: Sequence[Table | None],
+        figures: Sequence[str] = (),
+        paragraphs: Sequence[str] = (),
+    ) -> None:
+        section = Section(
+            title=title, paragraphs=paragraphs, tables=[table for table in tables if table is not None]
+        )
+        shown = Shown(section, _uris(drawn, figures))
+        if section.tables or shown.figures:
+            found.append(shown)
 
     for work, mode in KINDS:
-        kind = f"{mode} scaling of {WORKS[work]}".capitalize()
-        table = points_table(results, work, mode)
-        about = {
-            "strong": "The same work on more processes.",
-            "weak": "Work that grows with the processes, so that each does as much as at the smallest size.",
-        }[mode]
-        add(
-            kind,
-            [table],
-            [f"{work}-{mode}-speedup", f"{work}-{mode}-efficiency"],
-            *([about] if table else []),
-        )
+        figures = [f"{work}-{mode}-speedup", f"{work}-{mode}-efficiency"]
+        title = f"{mode} scaling of {WORKS[work]}".capitalize()
+        add(title, [points_table(results, work, mode)], figures, [_MODES[mode]])
     for work, title in WORKS.items():
-        add(
-            f"Points of {title} that are on no curve",
-            [lone_points(results, work)],
-            [],
-            *(
-                ["A curve needs a series at two sizes at least."]
-                if lone_points(results, work) is not None
-                else []
-            ),
-        )
+        why = ["A curve needs a series at two sizes at least."]
+        add(f"Points of {title} that are on no curve", [lone_points(results, work)], paragraphs=why)
     for work, title in WORKS.items():
-        add(f"Where the time goes, {title}", [shares_table(results, work)], [f"{work}-shares"])
-    add("Iterations of the solver", [iterations_table(results)], [])
-    add("Memory, GPUs, jobs", [resources_table(results)], [f"{work}-memory" for work in WORKS])
+        figures = [f"{work}-shares", f"{work}-memory"]
+        add(f"Where the time goes, {title}", [shares_table(results, work)], figures)
+    add("Iterations of the solver", [iterations_table(results)])
+    add("Memory, GPUs, jobs", [resources_table(results)])
     reasons = sorted({point.no_mpi for point in results if point.no_mpi})
     add(
         "Microbenchmarks",
         [exchange_table(results), transfer_table(results)],
         ["exchanges", "storage"],
-        *(f"No all-reduce through MPI was measured: {reason}" for reason in reasons),
+        [f"No all-reduce through MPI was measured: {reason}" for reason in reasons],
     )
     return found
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from hpcdeq import __version__
 from hpcdeq.console import table as text_table
-from hpcdeq.studies.scaling.results import SHARES, Curve, Host, Mode, Result, Work, curves
+from hpcdeq.studies.scaling.results import SHARES, Curve, Host, Mode, Result, Spread, Work, curves
 from hpcdeq.studies.scaling.sections import Section, Table
 
 WORKS: dict[Work, str] = {"train": "training", "denoise": "bulk denoising"}
@@ -65,14 +65,14 @@ def load(point: Result) -> int:
 
 def short(value: float) -> str:
     """Write a number with three digits, or all before the point."""
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:#.3g}".rstrip(".")
 
 
 def size(number: int) -> str:
     """Write a number of bytes."""
     for unit, bytes_ in (("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)):
         if number >= bytes_:
-            return f"{short(number / bytes_)} {unit}"
+            return f"{number / bytes_:,.4g} {unit}"
     return f"{number} B"
 
 
@@ -222,15 +222,17 @@ def iterations_table(results: Sequence[Result]) -> Table | None:
     if not points:
         return None
     solves = list(dict.fromkeys(name for point in points for name in point.iterations))
-    rows = []
-    for point in points:
-        cells = []
-        for name in solves:
-            spread = point.iterations.get(name)
-            cells += [f"{spread.mean:.1f}", f"{spread.least:g}", f"{spread.most:g}"] if spread else [NONE] * 3
-        rows.append((_worded(point), place(point), str(load(point)), *cells))
-    heads = [f"{name}: {what}" for name in solves for what in ("mean", "least", "most")]
-    return _grouped(("series", "nodes × processes", "load", *heads), rows, points, "Over the blocks.")
+
+    def cell(spread: Spread | None) -> str:
+        return f"{spread.mean:.1f} ({spread.least:g} to {spread.most:g})" if spread else NONE
+
+    rows = [
+        (name, place(p), str(load(p)), *(cell(p.iterations.get(solve)) for solve in solves))
+        for name, p in zip(_names(points), points, strict=True)
+    ]
+    heads = [f"{solve} iterations" for solve in solves]
+    note = "Mean, least and most over the blocks."
+    return _grouped(("series", "nodes × processes", "load", *heads), rows, points, note)
 
 
 def resources_table(results: Sequence[Result]) -> Table:
@@ -253,7 +255,10 @@ def resources_table(results: Sequence[Result]) -> Table:
         "start, s": lambda p: short(p.start_seconds) if p.start_seconds else NONE,
         "job, s": lambda p: short(p.job_seconds) if p.job_seconds else NONE,
     }
-    rows = [(_worded(p), place(p), str(load(p)), *(cell(p) for cell in columns.values())) for p in points]
+    rows = [
+        (name, place(p), str(load(p)), *(cell(p) for cell in columns.values()))
+        for name, p in zip(_names(points), points, strict=True)
+    ]
     note = "Peak memory: of the largest process. Start: from the start of the processes to the first step or unit."
     return _grouped(("series", "nodes × processes", "load", *columns), rows, points, note)
 
@@ -262,8 +267,11 @@ def _known(values: Mapping[str, float] | None, name: str, factor: float) -> str:
     return short(values[name] * factor) if values and name in values else NONE
 
 
-def _worded(point: Result) -> str:
-    return f"{WORKS[point.work]}: {point.series}"
+def _names(points: Sequence[Result]) -> list[str]:
+    """Series of points, with the work where there are both."""
+    if len({point.work for point in points}) == 1:
+        return [point.series for point in points]
+    return [f"{WORKS[point.work]}: {point.series}" for point in points]
 
 
 def _grouped(
