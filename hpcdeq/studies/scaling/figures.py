@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ _SHARES = {
 }
 _GREY, _PALE, _SHADE = "#8b93a0", "#e4e7ec", "#f3f1ec"
 _SHARED = "processes share cores: not scaling"
+_LEGEND, _HEADING = 72, 58  # letters a line
 _BARS = "Bars: slowest to fastest repeat."
 
 
@@ -210,7 +212,7 @@ def _legend(figure: Any, named: Mapping[str, Curve], ideal: str, shared: Any) ->
         Line2D([], [], color=colour, marker=marker, markersize=5.5, linewidth=1.6)
         for colour, marker in map(_look, range(len(named)))
     ]
-    labels = [_words(name) for name in named]
+    labels = [_words(name, _LEGEND) for name in named]
     handles.append(Line2D([], [], color=_GREY, linestyle="--", linewidth=1.2))
     labels.append(ideal)
     if any(point.crowded for curve in named.values() for point in curve.points):
@@ -219,8 +221,8 @@ def _legend(figure: Any, named: Mapping[str, Curve], ideal: str, shared: Any) ->
     figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9)
 
 
-def _legend_height(named: Mapping[str, Curve]) -> float:
-    return 0.2 * (len(named) + 2)
+def _legend_height(names: Iterable[str]) -> float:
+    return 0.2 * (2 + sum(1 + _words(name, _LEGEND).count("\n") for name in names))
 
 
 def _look(number: int) -> tuple[str, str]:
@@ -266,25 +268,19 @@ def _bar_canvas(points: Sequence[Result]) -> tuple[Any, Any, list[float]]:
     for point in points:
         if point.series != last:
             at += 0.35 if last is not None else 0.0
-            headings.append((at, point.series))
-            at, last = at + 1.0, point.series
+            heading = _words(point.series, _HEADING)
+            headings.append((at, heading))
+            at, last = at + 1.0 + 0.7 * heading.count("\n"), point.series
         rows.append(at)
         at += 1.0
     figure, axes = _canvas(0.9 + 0.22 * at)
     labels = [f"{place(point)}, load {load(point)}" for point in points]
     axes.set_yticks(rows, labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
-    axes.set_ylim(at - 0.4, -0.6)
-    for row, series in headings:
-        axes.text(
-            0.0,
-            row + 0.1,
-            _words(series),
-            transform=axes.get_yaxis_transform(),
-            fontsize=8.5,
-            fontweight="bold",
-            va="center",
-        )
+    axes.set_ylim(at - 0.4, -0.5)
+    for row, heading in headings:
+        place_of = axes.get_yaxis_transform()
+        axes.text(0.0, row - 0.3, heading, transform=place_of, fontsize=8.5, fontweight="bold", va="top")
     axes.spines["left"].set_visible(False)
     axes.set_title(f"nodes × processes, load ({LOADS[points[0].work]})", loc="left", fontsize=8, color=_GREY)
     return figure, axes, rows
@@ -364,7 +360,7 @@ def _add_hollow(handles: list[Any], labels: list[str], needed: bool) -> None:
 def plot_figure(plot: Plot) -> Any:
     """Draw lines with bands, and measured points with error bars."""
     assert re.fullmatch(r"[a-z0-9-]+", plot.name), plot.name
-    figure, axes = _canvas(_HEIGHT + 0.2 * len(plot.lines))
+    figure, axes = _canvas(_HEIGHT + _legend_height(line.label for line in plot.lines))
     modelled = 0
     for number, line in enumerate(plot.lines):
         colour, _ = _look(number)
@@ -385,12 +381,12 @@ def plot_figure(plot: Plot) -> Any:
                 capsize=3,
                 elinewidth=1,
                 zorder=3,
-                label=_words(line.label),
+                label=_words(line.label, _LEGEND),
             )
             continue
         style = ("-", "--", "-.", ":")[modelled % 4]
         modelled += 1
-        axes.plot(line.x, line.y, style, color=colour, linewidth=1.6, label=_words(line.label))
+        axes.plot(line.x, line.y, style, color=colour, linewidth=1.6, label=_words(line.label, _LEGEND))
         if line.low:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
     if plot.log_x:
@@ -403,16 +399,17 @@ def plot_figure(plot: Plot) -> Any:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     if plot.log_y:
         axes.set_yscale("log")
-    axes.set_xlabel(_words(plot.x_label))
-    axes.set_ylabel(_words(plot.y_label))
+    axes.set_xlabel(_words(plot.x_label, _HEADING))
+    axes.set_ylabel(_words(plot.y_label, _HEADING))
     axes.grid(color=_PALE, linewidth=0.8)
     figure.legend(loc="outside lower left", ncols=1, frameon=False, fontsize=9)
     return figure
 
 
-def _words(text: str) -> str:
-    """Keep a text of the user from being taken for a formula, or for a label that is not to be shown."""
-    return " " * text.startswith("_") + text.replace("$", r"\$")
+def _words(text: str, width: int) -> str:
+    """Break a text of the user into lines; keep it from being taken for a formula, or for a label that is not to be shown."""
+    lines = textwrap.fill(text, width, break_on_hyphens=False).replace("$", r"\$")
+    return f" {lines}" if lines.startswith("_") else lines
 
 
 def _canvas(height: float) -> tuple[Any, Any]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -11,11 +11,13 @@ class Table:
     """A table of texts."""
 
     head: Sequence[str]
-    """Titles of the columns, with their units; the first column says what a row is about."""
+    """Titles of the columns, with their units; the first column, to the left, says what a row is about."""
     rows: Sequence[Sequence[str]]
     title: str = ""
     note: str = ""
     """What one must know to read it."""
+    headings: Mapping[int, str] = field(default_factory=dict)
+    """What stands above rows, by their numbers."""
     faint: frozenset[int] = frozenset()
     """Rows, by number, that are shown faint, as they are no scaling."""
 

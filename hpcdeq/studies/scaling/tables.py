@@ -155,7 +155,6 @@ def lone_points(results: Sequence[Result], work: Work) -> Table | None:
 def _points(work: Work, items: Sequence[tuple[str, Curve | None, Result]]) -> Table:
     timed = TIMED[work]
     columns = (
-        "series",
         "nodes × processes",
         LOADS[work],
         "busiest machine",
@@ -166,11 +165,10 @@ def _points(work: Work, items: Sequence[tuple[str, Curve | None, Result]]) -> Ta
         "efficiency",
     )
     rows = []
-    for name, curve, point in items:
+    for _, curve, point in items:
         found = None if curve is None else efficiency(curve, point)
         rows.append(
             (
-                name,
                 place(point),
                 str(load(point)),
                 _occupied(point),
@@ -186,7 +184,7 @@ def _points(work: Work, items: Sequence[tuple[str, Curve | None, Result]]) -> Ta
     note += "Speed-up: times as much done in a second as at the first point of the series."
     if any(point.crowded for _, _, point in items):
         note += f" {SHARED} processes share cores: not scaling, so no efficiency."
-    return _grouped(columns, rows, [point for _, _, point in items], note)
+    return _grouped(columns, rows, [(name, point) for name, _, point in items], note)
 
 
 def shares_table(results: Sequence[Result], work: Work) -> Table | None:
@@ -199,21 +197,13 @@ def shares_table(results: Sequence[Result], work: Work) -> Table | None:
         total = sum(point.shares.values())
         parts = [f"{100 * point.shares.get(name, 0.0) / total:.1f}" for name in SHARES[work]]
         even = point.amount / point.world / point.largest_part if point.largest_part else math.nan
-        rows.append(
-            (point.series, place(point), str(load(point)), *parts, f"{even:.2f}" if even == even else NONE)
-        )
-    columns = (
-        "series",
-        "nodes × processes",
-        LOADS[work],
-        *(f"{name}, %" for name in SHARES[work]),
-        "evenness",
-    )
+        rows.append((place(point), str(load(point)), *parts, f"{even:.2f}" if even == even else NONE))
+    columns = ("nodes × processes", LOADS[work], *(f"{name}, %" for name in SHARES[work]), "evenness")
     note = (
         "Mean over processes and repeats. Evenness: what a process does on average over what the one with the most to do does; "
         "the efficiency cannot be larger."
     )
-    return _grouped(columns, rows, points, note)
+    return _grouped(columns, rows, _named(points), note)
 
 
 def iterations_table(results: Sequence[Result]) -> Table | None:
@@ -226,13 +216,10 @@ def iterations_table(results: Sequence[Result]) -> Table | None:
     def cell(spread: Spread | None) -> str:
         return f"{spread.mean:.1f} ({spread.least:g} to {spread.most:g})" if spread else NONE
 
-    rows = [
-        (name, place(p), str(load(p)), *(cell(p.iterations.get(solve)) for solve in solves))
-        for name, p in zip(_names(points), points, strict=True)
-    ]
+    rows = [(place(p), str(load(p)), *(cell(p.iterations.get(solve)) for solve in solves)) for p in points]
     heads = [f"{solve} iterations" for solve in solves]
     note = "Mean, least and most over the blocks."
-    return _grouped(("series", "nodes × processes", "load", *heads), rows, points, note)
+    return _grouped(("nodes × processes", "load", *heads), rows, _named(points), note)
 
 
 def resources_table(results: Sequence[Result]) -> Table:
@@ -255,33 +242,30 @@ def resources_table(results: Sequence[Result]) -> Table:
         "start, s": lambda p: short(p.start_seconds) if p.start_seconds else NONE,
         "job, s": lambda p: short(p.job_seconds) if p.job_seconds else NONE,
     }
-    rows = [
-        (name, place(p), str(load(p)), *(cell(p) for cell in columns.values()))
-        for name, p in zip(_names(points), points, strict=True)
-    ]
+    rows = [(place(p), str(load(p)), *(cell(p) for cell in columns.values())) for p in points]
     note = "Peak memory: of the largest process. Start: from the start of the processes to the first step or unit."
-    return _grouped(("series", "nodes × processes", "load", *columns), rows, points, note)
+    return _grouped(("nodes × processes", "load", *columns), rows, _named(points), note)
 
 
 def _known(values: Mapping[str, float] | None, name: str, factor: float) -> str:
     return short(values[name] * factor) if values and name in values else NONE
 
 
-def _names(points: Sequence[Result]) -> list[str]:
-    """Series of points, with the work where there are both."""
+def _named(points: Sequence[Result]) -> list[tuple[str, Result]]:
+    """Points with their series, and the work where there are both."""
     if len({point.work for point in points}) == 1:
-        return [point.series for point in points]
-    return [f"{WORKS[point.work]}: {point.series}" for point in points]
+        return [(point.series, point) for point in points]
+    return [(f"{WORKS[point.work]}: {point.series}", point) for point in points]
 
 
 def _grouped(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], points: Sequence[Result], note: str
+    columns: Sequence[str], rows: Sequence[Sequence[str]], points: Sequence[tuple[str, Result]], note: str
 ) -> Table:
-    """Tabulate rows about points; a series is named once."""
-    before = [None, *(row[0] for row in rows)]
-    shown = [("" if row[0] == last else row[0], *row[1:]) for row, last in zip(rows, before, strict=False)]
-    faint = frozenset(number for number, point in enumerate(points) if point.crowded)
-    return Table(head=columns, rows=shown, note=note, faint=faint)
+    """Tabulate rows about points, those of a series below its name."""
+    names = [name for name, _ in points]
+    headings = {n: name for n, name in enumerate(names) if n == 0 or names[n - 1] != name}
+    faint = frozenset(n for n, (_, point) in enumerate(points) if point.crowded)
+    return Table(head=columns, rows=rows, note=note, headings=headings, faint=faint)
 
 
 # Microbenchmarks
@@ -379,7 +363,11 @@ def as_text(results: Sequence[Result], sections: Sequence[Section] = ()) -> str:
 
 def _text(table: Table) -> list[str]:
     lines = [table.title] if table.title else []
-    lines.append(text_table(table.head, table.rows))
+    head, *rows = text_table(table.head, table.rows).split("\n")
+    lines.append(f"  {head}" if table.headings else head)
+    for number, row in enumerate(rows):
+        lines += [table.headings[number]] if number in table.headings else []
+        lines.append(f"  {row}" if table.headings else row)
     return [*lines, table.note] if table.note else lines
 
 
