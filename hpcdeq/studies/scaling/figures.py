@@ -26,6 +26,7 @@ from hpcdeq.studies.scaling.tables import (
     load,
     place,
     shared_sizes,
+    size,
     size_text,
     transfer_rates,
 )
@@ -234,7 +235,7 @@ def _look(number: int) -> tuple[str, str]:
 
 def shares_figure(points: Sequence[Result], work: Work) -> Any:
     """Draw where the time of each point goes, in percent of it."""
-    figure, axes, rows = _bar_canvas(points)
+    figure, axes, rows = _bar_canvas(points, legend=0.3)
     lefts = [0.0] * len(points)
     for name in SHARES[work]:
         widths = [100 * point.shares.get(name, 0.0) / sum(point.shares.values()) for point in points]
@@ -260,7 +261,7 @@ def memory_figure(points: Sequence[Result]) -> Any:
 _TIGHT = {"columnspacing": 1.2, "handlelength": 1.0, "handletextpad": 0.5}
 
 
-def _bar_canvas(points: Sequence[Result]) -> tuple[Any, Any, list[float]]:
+def _bar_canvas(points: Sequence[Result], legend: float = 0.0) -> tuple[Any, Any, list[float]]:
     """Make room for a bar a point, downwards, with a heading above those of each series; return the places of the bars too."""
     rows: list[float] = []
     headings: list[tuple[float, str]] = []
@@ -273,7 +274,7 @@ def _bar_canvas(points: Sequence[Result]) -> tuple[Any, Any, list[float]]:
             at, last = at + 1.0 + 0.7 * heading.count("\n"), point.series
         rows.append(at)
         at += 1.0
-    figure, axes = _canvas(0.9 + 0.22 * at)
+    figure, axes = _canvas(0.9 + legend + 0.22 * at)
     labels = [f"{place(point)}, load {load(point)}" for point in points]
     axes.set_yticks(rows, labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
@@ -308,8 +309,9 @@ def exchange_figure(results: Sequence[Result]) -> Any:
             label=f"{size_text(key[:2], shared)}, {key[2]}",
         )
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda value, _: size(round(value)))
     axes.set_yscale("log")
-    axes.set_xlabel("bytes of the vector (log scale)")
+    axes.set_xlabel("size of the vector (log scale)")
     axes.set_ylabel("seconds (log scale)")
     axes.grid(color=_PALE, linewidth=0.8)
     handles, labels = axes.get_legend_handles_labels()
@@ -326,13 +328,11 @@ def storage_figure(results: Sequence[Result]) -> Any:
         colour, _ = _look(number)
         xs = [nodes * tasks for nodes, tasks in by_size]
         axes.plot(xs, [rate / 1e6 for rate in by_size.values()], "-", color=colour, linewidth=1.4)
-        for size, rate in by_size.items():
-            face = "white" if size in shared else colour
-            axes.plot(
-                [size[0] * size[1]], [rate / 1e6], "o", color=colour, markerfacecolor=face, markersize=5
-            )
+        for key, rate in by_size.items():
+            face = "white" if key in shared else colour
+            axes.plot([key[0] * key[1]], [rate / 1e6], "o", color=colour, markerfacecolor=face, markersize=5)
         axes.plot([], [], "-o", color=colour, markersize=5, linewidth=1.4, label=what)
-    sizes = {size for by_size in rates.values() for size in by_size}
+    sizes = {key for by_size in rates.values() for key in by_size}
     _process_axis(
         axes, sorted({nodes * tasks for nodes, tasks in sizes}), "processes reading or writing at once"
     )
@@ -399,6 +399,7 @@ def plot_figure(plot: Plot) -> Any:
             axes.xaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     if plot.log_y:
         axes.set_yscale("log")
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
     axes.set_xlabel(_words(plot.x_label, _HEADING))
     axes.set_ylabel(_words(plot.y_label, _HEADING))
     axes.grid(color=_PALE, linewidth=0.8)

@@ -318,7 +318,7 @@ def exchange_table(results: Sequence[Result]) -> Table | None:
     sizes = sorted({number for by_bytes in times.values() for number in by_bytes})
     return Table(
         title="All-reduce, microseconds",
-        head=("bytes", *(f"{size_text(key[:2], shared)}, {key[2]}" for key in times)),
+        head=("size of the vector", *(f"{size_text(key[:2], shared)}, {key[2]}" for key in times)),
         rows=[(size(n), *(short(1e6 * by[n]) if n in by else NONE for by in times.values())) for n in sizes],
         note="Columns: nodes × processes, library. Median of many, and over the points that measured it.",
     )
