@@ -26,6 +26,7 @@ from hpcdeq.studies.scaling.tables import (
     load,
     place,
     shared_sizes,
+    sharing,
     size,
     size_text,
     transfer_rates,
@@ -49,7 +50,6 @@ _SHARES = {
     "other": "#b8bfc9",
 }
 _GREY, _PALE, _SHADE = "#8b93a0", "#e4e7ec", "#f3f1ec"
-_SHARED = "processes share cores: not scaling"
 _LEGEND, _HEADING = 72, 58  # letters a line
 _BARS = "Bars: slowest to fastest repeat."
 
@@ -216,9 +216,9 @@ def _legend(figure: Any, named: Mapping[str, Curve], ideal: str, shared: Any) ->
     labels = [_words(name, _LEGEND) for name in named]
     handles.append(Line2D([], [], color=_GREY, linestyle="--", linewidth=1.2))
     labels.append(ideal)
-    if any(point.crowded for curve in named.values() for point in curve.points):
+    if text := sharing(point for curve in named.values() for point in curve.points):
         handles.append(shared)
-        labels.append(_SHARED)
+        labels.append(text)
     figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9)
 
 
@@ -315,7 +315,7 @@ def exchange_figure(results: Sequence[Result]) -> Any:
     axes.set_ylabel("seconds (log scale)")
     axes.grid(color=_PALE, linewidth=0.8)
     handles, labels = axes.get_legend_handles_labels()
-    _add_hollow(handles, labels, any(key[:2] in shared for key in times))
+    _add_hollow(handles, labels, [point for point in results if point.exchanges])
     figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=9)
     return figure
 
@@ -339,19 +339,20 @@ def storage_figure(results: Sequence[Result]) -> Any:
     axes.set_ylim(bottom=0)
     axes.set_ylabel("all together, MB/s")
     handles, labels = axes.get_legend_handles_labels()
-    _add_hollow(handles, labels, bool(sizes & shared))
+    _add_hollow(handles, labels, [point for point in results if point.transfers])
     figure.legend(handles, labels, loc="outside lower left", ncols=3, frameon=False, fontsize=9)
     return figure
 
 
-def _add_hollow(handles: list[Any], labels: list[str], needed: bool) -> None:
+def _add_hollow(handles: list[Any], labels: list[str], points: Sequence[Result]) -> None:
+    """Say in a legend what hollow points are, if there are some."""
     from matplotlib.lines import Line2D
 
-    if needed:
+    if text := sharing(points):
         handles.append(
             Line2D([], [], color=_GREY, marker="o", markerfacecolor="white", markersize=5, linestyle="")
         )
-        labels.append(_SHARED)
+        labels.append(text)
 
 
 # Projections and the like

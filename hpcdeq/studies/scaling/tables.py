@@ -58,6 +58,13 @@ def place(point: Result) -> str:
     return f"{point.nodes} × {point.tasks}{f' {SHARED}' if point.crowded else ''}"
 
 
+def sharing(points: Iterable[Result]) -> str:
+    """Say what processes share in some of the points; nothing if they share nothing."""
+    busiest = [max(point.hosts, key=lambda host: host.crowding) for point in points if point.crowded]
+    shared = sorted({"GPUs" if host.gpus else "cores" for host in busiest}, reverse=True)
+    return f"processes share {' or '.join(shared)}: not scaling" if shared else ""
+
+
 def load(point: Result) -> int:
     """Blocks in a step, or scenes in a pass."""
     return point.base_load * point.scale
@@ -182,8 +189,8 @@ def _points(work: Work, items: Sequence[tuple[str, Curve | None, Result]]) -> Ta
     repeats = sorted({len(point.seconds) for _, _, point in items})
     note = f"Of {' or '.join(map(str, repeats))} {'repeat' if repeats == [1] else 'repeats'}, after the warm-up. "
     note += "Speed-up: times as much done in a second as at the first point of the series."
-    if any(point.crowded for _, _, point in items):
-        note += f" {SHARED} processes share cores: not scaling, so no efficiency."
+    if shared := sharing(point for _, _, point in items):
+        note += f" {SHARED} {shared}, so no efficiency."
     return _grouped(columns, rows, [(name, point) for name, _, point in items], note)
 
 

@@ -390,6 +390,25 @@ def test_texts_of_users_are_texts_on_the_page_and_in_figures(tmp_path: Path) -> 
     ]
 
 
+def test_a_label_that_begins_with_an_underscore_is_in_the_legend() -> None:
+    plot = Plot(
+        name="a", caption="", x_label="x", y_label="y", lines=[Line(label="_model", x=[1, 2], y=[1, 2])]
+    )
+    (legend,) = figures.plot_figure(plot).legends
+    assert [text.get_text().strip() for text in legend.get_texts()] == ["_model"]
+
+
+@pytest.mark.parametrize(("gpus", "said"), [(0, "cores"), (1, "GPUs")])
+def test_it_is_said_what_processes_share(gpus: int, said: str) -> None:
+    results = [point("train", "a", world, 1, around(1.0)) for world in (1, 4)]
+    results = [replace(p, hosts=(replace(p.hosts[0], gpus=gpus),)) for p in results]
+    legend = figures.speedup_figure(tables.curves_of(results, "train", "strong")).legends[0]
+    assert legend.get_texts()[-1].get_text() == f"processes share {said}: not scaling"
+    table = tables.points_table(results, "train", "strong")
+    assert table is not None
+    assert f"○ processes share {said}: not scaling, so no efficiency." in table.note
+
+
 def axes_of(figure: Any) -> Any:
     (axes,) = figure.axes
     return axes
