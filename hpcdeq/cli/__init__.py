@@ -17,6 +17,7 @@ from hpcdeq.cli.export import export
 from hpcdeq.cli.info import info
 from hpcdeq.cli.ingest import ingest
 from hpcdeq.cli.repair import repair
+from hpcdeq.cli.scale import scale
 from hpcdeq.cli.split import split
 from hpcdeq.cli.status import status
 from hpcdeq.cli.submit import submit
@@ -51,6 +52,7 @@ for verb in (
     evaluate,
     tables,
     figures,
+    scale,
     doctor,
     demo,
 ):

@@ -29,11 +29,11 @@ class Figure:
     caption: str
 
 
-def require_libraries(purpose: str, *libraries: str) -> None:
+def require_libraries(purpose: str, *libraries: str, extra: str = "report") -> None:
     """Raise MissingExtraError if a page cannot be made: call it before the long work."""
     for library in libraries:
         if find_spec(library) is None:
-            raise MissingExtraError(library, "report", purpose)
+            raise MissingExtraError(library, extra, purpose)
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -155,11 +155,11 @@ def test_bulk_denoising_is_measured_by_its_workers(archive: Archive, tmp_path: P
     megapixels = sum(scene.shape[1] * scene.shape[2] for scene in archive.scenes()) / 1e6
     for result in found:
         assert result.amount == pytest.approx(megapixels)
-        assert sum(unit.pixels for unit in result.units) == pytest.approx(2e6 * megapixels), "two repeats"
+        assert sum(unit.pixels for unit in result.units) >= 2e6 * megapixels, "two repeats, and borders twice"
         assert set(result.shares) == set(SHARES["denoise"])
         assert sum(result.shares.values()) == pytest.approx(sum(result.seconds) / 2, rel=0.2)
-        by_worker = [sum(u.pixels for u in result.units if u.worker == w) for w in range(result.world)]
-        assert result.largest_part == pytest.approx(max(by_worker) / 2e6)
+        assert megapixels / result.world <= result.largest_part <= megapixels
+        assert {unit.worker for unit in result.units} == set(range(result.world))
         assert {transfer.what for transfer in result.transfers} == {"read", "write"}
         assert str(other) in result.series
     assert len(found[0].units) != len(found[-1].units), "smaller units are more"

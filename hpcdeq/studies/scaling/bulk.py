@@ -111,6 +111,7 @@ def measure_bulk(
         "iterations": {"forward": Spread.of(by_tile)},
         "units": tuple(timed),
         "unit_mib": settings.unit_mib,
+        "tile": (worker.job.scenes[0].block, worker.job.scenes[0].overlap),
         "gpu": meter.told(),
     }
 
@@ -141,7 +142,7 @@ def _units(clock: Clock, units: list[Unit], begin: float, worker: int) -> list[U
     return [
         UnitTimes(
             worker=worker,
-            pixels=unit.window.height * unit.window.width,
+            pixels=unit.reach.height * unit.reach.width,
             read_seconds=read,
             compute_seconds=compute,
             write_seconds=write,

@@ -40,7 +40,9 @@ _MARKERS = "osD^vPX*"
 _SHARES = {
     "data": "#56b4e9",
     "forward": "#0072b2",
+    "backward solve": "#5b4b8a",
     "backward": "#009e73",
+    "waiting": "#e69f00",
     "communication": "#d55e00",
     "optimiser": "#cc79a7",
     "reading": "#56b4e9",

@@ -76,7 +76,7 @@ class UnitTimes:
 
     worker: int
     pixels: int
-    """Height x width of what was computed for it, all bands counted once."""
+    """Height x width of all tiles that were computed for it, all bands counted once."""
     read_seconds: float
     compute_seconds: float
     write_seconds: float
@@ -138,6 +138,8 @@ class Result:
     """Of bulk denoising, of all repeats."""
     unit_mib: int | None = None
     """Largest size of a unit of bulk denoising."""
+    tile: tuple[int, int] | None = None
+    """Edge of its tiles, and the pixels that neighbours share."""
     peak_bytes: int = 0
     """Memory of the largest process."""
     gpu: Mapping[str, float] | None = None
@@ -190,6 +192,7 @@ class Result:
         nested: dict[str, Any] = {
             "seconds": tuple(values["seconds"]),
             "exchanged": tuple(values["exchanged"]),
+            "tile": values["tile"] and tuple(values["tile"]),
             "iterations": {name: Spread(**spread) for name, spread in values["iterations"].items()},
         }
         for name, kind in (

@@ -51,6 +51,7 @@ def point(work: Work, world: int, scale: int, amount: float, part: float, second
         base=1,
         base_load=8,
         scale=scale,
+        bands=31,
         seconds=(seconds,) * 3,
         amount=amount,
         largest_part=part,
@@ -292,7 +293,7 @@ def test_a_pass_takes_no_less_than_the_storage() -> None:
     model = model_of(PASSES)
     case = Case(world=1000, amount=1e4, largest_part=1e-3)
     assert model.seconds(case).value == exactly(reading(1e4 * 1e6 * 31 * 4, 1000))
-    fewer = fit(PASSES, bands=3)
+    fewer = fit([replace(point, bands=3) for point in PASSES])
     assert not isinstance(fewer, NoFit)
     assert fewer.seconds(case).value == exactly(reading(1e4 * 1e6 * 3 * 4, 1000))
 

@@ -25,7 +25,7 @@ def a_result(**changes: object) -> Result:
         "nodes": 1,
         "tasks": 1,
         "base": 1,
-        "base_load": 4,
+        "base_load": 4, "bands": 31,
         "scale": 1,
         "seconds": (1.0, 2.0, 3.0),
         "amount": 4.0,
