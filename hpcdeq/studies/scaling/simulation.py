@@ -468,7 +468,7 @@ class _Simulation:
         while True:
             yield env.timeout(wait)
             began = env.now
-            before = sum(self.compute[unit] for unit in left())
+            before = sum(self.parts[unit] for unit in left())
             running = [
                 env.process(self._worker(worker)) for worker in workers if math.isnan(self.ends[worker])
             ]
@@ -485,12 +485,15 @@ class _Simulation:
             if upset is None or not any(math.isnan(self.ends[worker]) for worker in workers):
                 return
             wait = cluster.requeue_seconds + (cluster.repair_seconds if upset[1] == "failure" else 0.0)
-            fruitless = fruitless + 1 if sum(self.compute[unit] for unit in left()) == before else 0
+            fruitless = fruitless + 1 if sum(self.parts[unit] for unit in left()) == before else 0
             if fruitless == _STUCK:
-                longest = max(self.compute[unit] / self.parts[unit] for unit in left())
+                longest = max(
+                    (self.read[unit] + self.compute[unit] + self.write[unit]) / self.parts[unit]
+                    for unit in left()
+                )
                 raise ConfigError(
-                    f"the job of node {node} ended {_STUCK} times in a row without finishing a unit: computing one takes up to "
-                    f"{longest:.0f} s, starting {cluster.start_seconds:.0f} s; take smaller units, or nodes that fail less often"
+                    f"the job of node {node} ended {_STUCK} times in a row without finishing a unit: one takes {longest:.0f} s "
+                    f"if alone, and starting {cluster.start_seconds:.0f} s; take smaller units, or nodes that fail less often"
                 )
 
     def _upsets(self, node: int) -> Iterator[Upset]:
