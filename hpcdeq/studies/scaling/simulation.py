@@ -112,10 +112,8 @@ class Work:
         owners = self.owners
         if owners is None:
             costs = self.pixels if self.costs is None else self.costs
-            middles = 2 * np.cumsum(costs) - costs
-            owners = (middles * workers // (2 * costs.sum())).astype(
-                np.int64
-            )  # hpcdeq.inference.plan.share_of
+            middles = 2 * np.cumsum(costs) - costs  # as hpcdeq.inference.plan.share_of has them
+            owners = (middles * workers // (2 * costs.sum())).astype(np.int64)
         return [np.flatnonzero(owners == worker) for worker in range(workers)]
 
 
