@@ -19,7 +19,9 @@ def scale(
     mtbf_hours: Annotated[
         float, typer.Option(help="Mean time between failures of a node, for the simulation.")
     ] = 6000.0,
-    repair_hours: Annotated[float, typer.Option(help="Until a node that failed is back; 0: there are others.")] = 0.0,
+    repair_hours: Annotated[
+        float, typer.Option(help="Until a node that failed is back; 0: there are others.")
+    ] = 0.0,
     preemptions_per_node_hour: Annotated[float, typer.Option(help="How often a job loses its node.")] = 0.0,
 ) -> None:
     """Report how training and bulk denoising scale: curves, where the time goes, fits, projections, nodes worth paying for.
@@ -29,7 +31,8 @@ def scale(
     from hpcdeq.console import result, say
     from hpcdeq.errors import ConfigError
     from hpcdeq.studies.page import require_libraries
-    from hpcdeq.studies.scaling.analysis import Ask, sections
+    from hpcdeq.studies.scaling.analysis import sections
+    from hpcdeq.studies.scaling.forecast import Ask
     from hpcdeq.studies.scaling.report import write_report
     from hpcdeq.studies.scaling.study import Study
 

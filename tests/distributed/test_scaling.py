@@ -69,7 +69,17 @@ def times(out: Path) -> dict[Path, int]:
 def test_training_is_measured_once_by_each_engine_and_size(archive: Archive, tmp_path: Path) -> None:
     out = tmp_path / "study"
     words = train(
-        archive, out, "--sizes", "1x1,1x2", "--engines", "ddp,zero1", "--cluster", "local", "--trace", "--modes", "strong"
+        archive,
+        out,
+        "--sizes",
+        "1x1,1x2",
+        "--engines",
+        "ddp,zero1",
+        "--cluster",
+        "local",
+        "--trace",
+        "--modes",
+        "strong",
     )
     done = scale(*words)
     assert done.returncode == 0, done.stderr

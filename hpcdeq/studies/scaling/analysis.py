@@ -2,59 +2,39 @@
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable
 from itertools import groupby
 
-from hpcdeq.console import say
-from hpcdeq.errors import ConfigError
 from hpcdeq.studies.scaling import projection
 from hpcdeq.studies.scaling.fits import StepModel, fit, held_out
+from hpcdeq.studies.scaling.forecast import Ask, place, simulated
 from hpcdeq.studies.scaling.laws import serial_fraction
-from hpcdeq.studies.scaling.microfits import Storage, fit_storage
+from hpcdeq.studies.scaling.microfits import Storage
 from hpcdeq.studies.scaling.regression import Estimate, NoFit
 from hpcdeq.studies.scaling.results import Result, Work, curves
 from hpcdeq.studies.scaling.sections import Line, Plot, Section, Table
 
-_NODES = (16, 64, 256, 1024)  # of a simulation
-_UNIT_EDGES = (260, 520, 1300)  # pixels: whole shards
-_SEEDS = range(3)
-_BYTES = 4  # of a float32
 _NONE = "–"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ask:
-    """What the projections, the recommendation and the simulation are made for."""
-
-    scenes: int = 100_000
-    """Of an archive."""
-    edge: int = 1300
-    """Of its scenes, in pixels."""
-    steps: int = 100_000
-    """Of training."""
-    deadline_hours: float | None = None
-    """By when it must be done."""
-    mtbf_hours: float = 6000.0
-    """Mean time between the failures of a node. In training Llama 3, 419 failures came in 54 days on 2,048 nodes: 6,300 h."""
-    repair_hours: float = 0.0
-    """Until a node that failed is back; 0 where there are others."""
-    preemptions_per_node_hour: float = 0.0
-    requeue_seconds: float = 60.0
-    """Before a job that was ended runs again."""
-
-    def __post_init__(self) -> None:
-        for name in ("scenes", "edge", "steps", "mtbf_hours"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"--{name.replace('_', '-')} must be above 0, got {getattr(self, name)}")
-        for name in ("repair_hours", "preemptions_per_node_hour", "requeue_seconds"):
-            if getattr(self, name) < 0:
-                raise ConfigError(
-                    f"--{name.replace('_', '-')} must not be negative, got {getattr(self, name)}"
-                )
-        if self.deadline_hours is not None and self.deadline_hours <= 0:
-            raise ConfigError(f"--deadline-hours must be above 0, got {self.deadline_hours}")
+_LAWS_NOTE = (
+    "Strong curves by Amdahl's law, weak ones by Gustafson's; in brackets the 95 % interval, by a bootstrap over the repeats. The "
+    "speed-up is that of 64 times as many processes."
+)
+_STEP_NOTE = (
+    "A fixed part, a part for each block of the busiest process, and the all-reduces of a ring, whose latency and bandwidth are "
+    "those of the microbenchmark. Error: median at the fitted points."
+)
+_PASS_NOTE = (
+    "A fixed part and a part for each megapixel of the busiest worker, or what the storage takes if that is longer. Read and "
+    "write: of one worker alone. Error: median at the fitted points."
+)
+_NODES_ASSUMED = (
+    "Assumed: what the projection of the same series above assumes; and nodes are paid for from the start of the job to its end. "
+    "The start takes as long as at the largest fitted point."
+)
+_CHECK_NOTE = (
+    "Of a predicted point nothing is used but its size and load. Where processes share cores they are taken to share them fairly, "
+    "which no fit has seen."
+)
 
 
 def sections(results: Iterable[Result], ask: Ask) -> list[Section]:
@@ -71,7 +51,9 @@ def sections(results: Iterable[Result], ask: Ask) -> list[Section]:
     found = [_laws(by_series), _models(by_series), _checks(by_series)]
     found += _projections(by_series)
     found.append(_nodes(by_series, ask))
-    found += _simulated(by_series, ask)
+    bulk = {series: points for (work, series), points in by_series.items() if work == "denoise"}
+    if bulk:
+        found += simulated(bulk, ask)
     return [section for section in found if section.tables or section.plots or section.paragraphs]
 
 
@@ -105,7 +87,7 @@ def _laws(by_series: _Series) -> Section:
     table = Table(
         head=("curve", "fitted at processes", "serial part, %", "speed-up it allows"),
         rows=rows,
-        note="Strong curves by Amdahl's law, weak ones by Gustafson's; in brackets the 95 % interval by a bootstrap over the repeats.",
+        note=_LAWS_NOTE,
     )
     return Section(title="What does not scale", paragraphs=reasons, tables=[table] if rows else [])
 
@@ -149,8 +131,7 @@ def _models(by_series: _Series) -> Section:
                 head=("series", "a step, ms", "a block, ms", "latency, µs", "bandwidth, GB/s", "error, %"),
                 rows=steps,
                 title="A step of training",
-                note="Seconds of a step: a fixed part, a part for each block of the busiest process, and the all-reduces of a ring, whose "
-                "latency and bandwidth are those of the microbenchmark. Error: median at the fitted points.",
+                note=_STEP_NOTE,
             )
         )
     if passes:
@@ -159,15 +140,17 @@ def _models(by_series: _Series) -> Section:
                 head=("series", "a pass, s", "a megapixel, s", "read, MB/s", "write, MB/s", "error, %"),
                 rows=passes,
                 title="A pass of bulk denoising",
-                note="Seconds of a pass: a fixed part and a part for each megapixel of the busiest worker, or what the storage takes if "
-                "that is longer. Read and write: of one worker alone.",
+                note=_PASS_NOTE,
             )
         )
     return Section(title="Models of the time", paragraphs=reasons, tables=tables)
 
 
 def _checks(by_series: _Series) -> Section:
-    rows, headings, faint, reasons = [], {}, set(), []
+    rows: list[tuple[str, ...]] = []
+    headings: dict[int, str] = {}
+    faint: set[int] = set()
+    reasons = []
     for (work, series), points in by_series.items():
         trials = held_out(points)
         if isinstance(trials, NoFit):
@@ -180,7 +163,7 @@ def _checks(by_series: _Series) -> Section:
                     faint.add(len(rows))
                 rows.append(
                     (
-                        _place(check.point),
+                        place(check.point),
                         f"{check.predicted.value:.3g}",
                         f"{check.point.median:.3g}",
                         f"{100 * check.error:+.1f}",
@@ -192,7 +175,7 @@ def _checks(by_series: _Series) -> Section:
         rows=rows,
         headings=headings,
         faint=frozenset(faint),
-        note="Of a predicted point nothing is used but its size and load. Where processes share cores they are taken to share them fairly.",
+        note=_CHECK_NOTE,
     )
     return Section(
         title="Checked on points that the fit did not see", paragraphs=reasons, tables=[table] if rows else []
@@ -205,7 +188,9 @@ def _projections(by_series: _Series) -> list[Section]:
         made = projection.project(points)
         if isinstance(made, NoFit):
             continue
-        plots, tables, assumed = [], [], []
+        plots: list[Plot] = []
+        tables: list[Table] = []
+        assumed: list[str] = []
         for one in made:
             of = f"{one.of} ({one.mode})"
             lines = [
@@ -216,7 +201,11 @@ def _projections(by_series: _Series) -> list[Section]:
                     low=[p.speedup.low for p in one.points if p.speedup.low is not None],
                     high=[p.speedup.high for p in one.points if p.speedup.high is not None],
                 ),
-                Line(label="ideal", x=[p.world for p in one.points], y=[p.world / one.points[0].world for p in one.points]),
+                Line(
+                    label="ideal",
+                    x=[p.world for p in one.points],
+                    y=[p.world / one.points[0].world for p in one.points],
+                ),
             ]
             plots.append(
                 Plot(
@@ -252,7 +241,7 @@ def _projections(by_series: _Series) -> list[Section]:
 
 
 def _nodes(by_series: _Series, ask: Ask) -> Section:
-    rows, assumed = [], []
+    rows = []
     for (work, series), points in by_series.items():
         made = projection.choices(points, ask.steps if work == "train" else ask.scenes, ask.edge**2 / 1e6)
         if isinstance(made, NoFit):
@@ -263,7 +252,6 @@ def _nodes(by_series: _Series, ask: Ask) -> Section:
             soon = projection.nodes_for_deadline(made, 3600 * ask.deadline_hours)
             row.append(soon.reason if isinstance(soon, NoFit) else _choice(soon))
         rows.append(row)
-        assumed += [text for text in made.assumptions if text not in assumed]
     by = [] if ask.deadline_hours is None else [f"fewest nodes for {ask.deadline_hours:g} h"]
     table = Table(
         head=("series", "work", "best cost", *by),
@@ -272,132 +260,10 @@ def _nodes(by_series: _Series, ask: Ask) -> Section:
     )
     return Section(
         title="How many nodes are worth paying for",
-        paragraphs=["Assumed: " + " ".join(assumed)] if assumed else [],
+        paragraphs=[_NODES_ASSUMED] if rows else [],
         tables=[table] if rows else [],
         projected=True,
     )
-
-
-def _simulated(by_series: _Series, ask: Ask) -> list[Section]:
-    """Bulk runs with failing nodes, of the series with the largest units."""
-    bulk = {series: points for (work, series), points in by_series.items() if work == "denoise"}
-    if not bulk:
-        return []
-    from hpcdeq.studies.scaling import simulation
-
-    predictions = simulation.check(point for points in bulk.values() for point in points)
-    table = Table(
-        head=("nodes × processes, load", "simulated, s", "measured, s", "error, %", ""),
-        rows=[
-            (
-                f"{p.point.series}, {_place(p.point)}",
-                f"{p.predicted.median:.3g}",
-                f"{p.measured:.3g}",
-                f"{100 * p.error:+.1f}",
-                "shared cores" if p.point.crowded else "",
-            )
-            for p in predictions
-        ],
-        faint=frozenset(i for i, p in enumerate(predictions) if p.point.crowded),
-        note="The simulation is made from the two smallest sizes of a series; workers share the cores of a machine fairly.",
-    )
-    found = [Section(title="Simulation of bulk runs, checked", tables=[table] if predictions else [])]
-    series, points = max(bulk.items(), key=lambda item: (item[1][0].unit_mib or 0, len(item[1])))
-    fair = [point for point in points if not point.crowded and point.tile]
-    if not fair:
-        return found
-    largest = max(fair, key=lambda point: point.world)
-    block, overlap = largest.tile or (0, 0)
-    storage = fit_storage(fair, "read")
-    cluster = simulation.Cluster(
-        nodes=1,
-        workers=largest.tasks,
-        mtbf_hours=ask.mtbf_hours,
-        repair_seconds=3600 * ask.repair_hours,
-        preemptions_per_node_hour=ask.preemptions_per_node_hour,
-        requeue_seconds=ask.requeue_seconds,
-        start_seconds=statistics.median(point.start_seconds for point in fair),
-        storage=storage.alone.value if isinstance(storage, Storage) else None,
-        sigma=min(1.0, storage.contention.value) if isinstance(storage, Storage) else 0.0,
-    )
-    times = [unit for point in fair for unit in point.units]
-    edges = [edge for edge in _UNIT_EDGES if edge < ask.edge] + [ask.edge]
-    say(f"simulating {ask.scenes:,} scenes on up to {_NODES[-1]:,} nodes")
-
-    def sweep(nodes: Sequence[int], units: Sequence[int]) -> list[simulation.Projection]:
-        return simulation.sweep(
-            cluster,
-            times,
-            scenes=ask.scenes,
-            height=ask.edge,
-            width=ask.edge,
-            block=block,
-            overlap=overlap,
-            bytes_per_pixel=_BYTES * largest.bands,
-            nodes=nodes,
-            units=units,
-            seeds=_SEEDS,
-        )
-
-    by_nodes = sweep(_NODES, edges[-1:])
-    by_unit = [*sweep(_NODES[1:2], edges[:-1]), *(row for row in by_nodes if row.nodes == _NODES[1])]
-    assumed = (
-        f"Assumed: {ask.scenes:,} scenes of {ask.edge} x {ask.edge}, {largest.tasks} workers a node, a node fails every "
-        f"{ask.mtbf_hours:,g} h and is back after {ask.repair_hours:g} h, {ask.preemptions_per_node_hour:g} preemptions per node and "
-        f"hour, a job that was ended runs again after {ask.requeue_seconds:g} s and needs {cluster.start_seconds:.3g} s to start; "
-        f"units take as long a pixel as those measured ({series}), drawn anew for each; nobody has to do anything by hand."
-    )
-    head = ("nodes", "unit, pixels", "hours", "node-hours", "failures", "lost, % of the computing")
-    tables = [
-        Table(head=head, rows=[_row(row) for row in rows], title=title)
-        for title, rows in (("By the number of nodes", by_nodes), ("By the size of a unit", by_unit))
-    ]
-    plot = Plot(
-        name="simulation",
-        caption="Simulated, not measured: time to finish, by the number of nodes; the band spans three runs that differ by chance.",
-        x_label="nodes",
-        y_label="hours to finish",
-        lines=[
-            Line(
-                label="simulated",
-                x=[row.nodes for row in by_nodes],
-                y=[row.forecast.seconds.median / 3600 for row in by_nodes],
-                low=[row.forecast.seconds.low / 3600 for row in by_nodes],
-                high=[row.forecast.seconds.high / 3600 for row in by_nodes],
-            )
-        ],
-        log_y=True,
-    )
-    found.append(
-        Section(
-            title="Simulation: an archive on many nodes",
-            paragraphs=[assumed],
-            tables=tables,
-            plots=[plot],
-            projected=True,
-        )
-    )
-    return found
-
-
-def _row(row: object) -> tuple[str, ...]:
-    from hpcdeq.studies.scaling.simulation import Projection
-
-    assert isinstance(row, Projection)
-    told = row.forecast
-    return (
-        f"{row.nodes:,}",
-        str(row.unit),
-        f"{told.seconds.median / 3600:.3g} ({told.seconds.low / 3600:.3g} to {told.seconds.high / 3600:.3g})",
-        f"{told.node_seconds.median / 3600:,.4g}",
-        f"{told.failures.median:g}",
-        f"{100 * told.lost.median / told.useful.median:.2g}",
-    )
-
-
-def _place(point: Result) -> str:
-    load = f"{point.amount:g} blocks" if point.work == "train" else f"{point.amount:.3g} megapixels"
-    return f"{point.nodes} × {point.tasks}, {load}"
 
 
 def _choice(choice: projection.Choice) -> str:

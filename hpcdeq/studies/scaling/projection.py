@@ -110,9 +110,7 @@ def project(points: Iterable[Result]) -> list[Projection] | NoFit:
     return found
 
 
-def choices(
-    points: Iterable[Result], amount: int, megapixels: float = SCENE_MEGAPIXELS
-) -> Choices | NoFit:
+def choices(points: Iterable[Result], amount: int, megapixels: float = SCENE_MEGAPIXELS) -> Choices | NoFit:
     """Say what a job takes on 1 to 1,024 nodes, with as many processes on a node as at the largest point of the fit.
 
     The start of the job, as long as at that point, is paid by all nodes. Training is never spread over more processes than its

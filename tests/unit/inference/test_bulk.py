@@ -90,6 +90,7 @@ def test_every_unit_is_in_one_share_and_shares_follow_each_other(
             shard_shape=(65, 65),
             block=24,
             overlap=8,
+            unit_mib=256,
         )
         for i, (height, width) in enumerate(sizes)
     ]

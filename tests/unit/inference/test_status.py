@@ -195,6 +195,7 @@ def a_plan(name: str, height: int, width: int) -> ScenePlan:
         shard_shape=(100, 100),
         block=20,
         overlap=0,
+        unit_mib=256,
     )
 
 

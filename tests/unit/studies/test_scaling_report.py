@@ -18,6 +18,7 @@ from hpcdeq.errors import ConfigError
 from hpcdeq.studies.scaling import figures, tables
 from hpcdeq.studies.scaling.report import write_report
 from hpcdeq.studies.scaling.results import (
+    SHARES,
     Exchange,
     Host,
     Result,
@@ -49,9 +50,8 @@ def point(
     train = work == "train"
     world, median = nodes * tasks, sorted(seconds)[len(seconds) // 2]
     amount = (12.0 if train else 6.0) * scale
-    parts = (0.05, 0.4, 0.3, 0.15, 0.05, 0.05) if train else (0.1, 0.7, 0.1, 0.05, 0.05)
-    names = ("data", "forward", "backward", "communication", "optimiser", "other")
-    names = names if train else ("reading", "computing", "writing", "idle", "other")
+    parts = (0.05, 0.4, 0.2, 0.1, 0.05, 0.1, 0.05, 0.05) if train else (0.1, 0.7, 0.1, 0.05, 0.05)
+    names = SHARES[work]
     return Result(
         work=work,
         series=series,
@@ -481,7 +481,7 @@ def test_shares_of_each_bar_add_up_to_all_of_the_time() -> None:
     axes = axes_of(figures.shares_figure(train, "train"))
     widths = [[bar.get_width() for bar in bars] for bars in axes.containers]
     assert [sum(each) for each in zip(*widths, strict=True)] == pytest.approx([100.0] * len(train))
-    assert [each[0] for each in widths] == pytest.approx([5, 40, 30, 15, 5, 5])
+    assert [each[0] for each in widths] == pytest.approx([5, 40, 20, 10, 5, 10, 5, 5])
 
 
 def test_microbenchmarks_are_medians_over_the_points_of_a_size(written: Path) -> None:

@@ -350,6 +350,7 @@ def test_the_units_of_an_archive_are_those_of_the_plan(size):
             shard_shape=(260, 260),
             block=60,
             overlap=20,
+            unit_mib=256,
         )
         for name in "abc"
     ]
@@ -382,6 +383,7 @@ def _point(world: int, units: list[UnitTimes], seconds: tuple[float, ...], **mor
         "base": 1,
         "base_load": 1,
         "scale": 1,
+        "bands": 31,
         "amount": 1.0,
         "largest_part": 1.0 / world,
         "shares": {"computing": 1.0},
