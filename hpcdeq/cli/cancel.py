@@ -9,7 +9,9 @@ import typer
 
 
 def cancel(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run, or archive that denoise writes.")],
+    run: Annotated[
+        Path, typer.Argument(help="Folder of a training run or study, or archive that denoise writes.")
+    ],
 ) -> None:
     """End the jobs that were submitted for a run, and a command that waits for them.
 
@@ -20,10 +22,13 @@ def cancel(
     from hpcdeq.errors import ConfigError
     from hpcdeq.inference.job import cancel_workers, jobs_folder
 
-    training, denoising = run / "jobs", jobs_folder(run)
-    if not (training.is_dir() or denoising.is_dir()):
-        raise ConfigError(f"nothing was submitted for {run}: there is neither {training} nor {denoising}")
-    ended = cancel_jobs(training) if training.is_dir() else []
+    submitted = [folder for folder in (run / "jobs", *sorted(run.glob("points/*/jobs"))) if folder.is_dir()]
+    denoising = jobs_folder(run)
+    if not (submitted or denoising.is_dir()):
+        raise ConfigError(
+            f"nothing was submitted for {run}: there is neither {run / 'jobs'} nor {denoising} nor a point of a study"
+        )
+    ended = [job for folder in submitted for job in cancel_jobs(folder)]
     ended += cancel_workers(run) if denoising.is_dir() else []
     if ended:
         result("\n".join(ended))

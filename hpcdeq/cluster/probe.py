@@ -50,6 +50,7 @@ CORE = {
 EXTRAS = {
     "geo": ("rasterio", "h5netcdf"),
     "report": ("matplotlib", "jinja2"),
+    "scale": ("simpy", "pynvml"),
     "track": ("tensorboard",),
     "slurm": ("submitit",),
 }

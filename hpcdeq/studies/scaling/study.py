@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ from hpcdeq.cluster.request import JobRequest
 from hpcdeq.cluster.signals import stop_requests
 from hpcdeq.cluster.submission import Submitted, queued, run_local, submit
 from hpcdeq.console import say, silence
-from hpcdeq.errors import ConfigError
+from hpcdeq.errors import ConfigError, JobError, PreemptedError
 from hpcdeq.studies.page import write_whole
 from hpcdeq.studies.scaling.points import Point
 from hpcdeq.studies.scaling.results import Host, Result
@@ -127,6 +128,13 @@ def scale_job(study: str, name: str, device: str, trace: bool, begun: float = 0.
                 from hpcdeq.studies.scaling.bulk import measure_bulk
 
                 measured = measure_bulk(point, team, place.local_rank, scratch, stop)
+        except PreemptedError as error:
+            if stop.signal == signal.SIGUSR2:  # it would be no better the next time
+                raise JobError(
+                    f"{point} was not measured within the job's time: give the command again with a longer --time",
+                    1,
+                ) from error
+            raise
         finally:
             if team.leads:
                 shutil.rmtree(scratch, ignore_errors=True)

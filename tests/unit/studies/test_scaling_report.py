@@ -232,7 +232,7 @@ def test_the_numbers_are_those_computed_by_hand(tmp_path: Path) -> None:
     assert (weak["load"], weak["strong_speedup"]) == ("24", "")
     assert (shared["share_cores"], shared["crowding"], shared["load"]) == ("yes", "2.0", "48")
     assert float(shared["weak_speedup"]) == pytest.approx(4 * 2.0 / 5.0)
-    assert float(strong["communication_seconds"]) == pytest.approx(0.15 * 1.25)
+    assert float(strong["communication_seconds"]) == pytest.approx(0.1 * 1.25)
     assert strong["reading_seconds"] == ""
     assert [first[f"forward_iterations_{what}"] for what in ("mean", "least", "most")] == ["12.25", "9", "20"]
     assert (first["exchanges"], first["exchanged_bytes"]) == ("2", "1204096")
