@@ -87,11 +87,12 @@ def measure_training(
             gpu = meter.told()
             # One more repeat tells where the time goes: at the borders of parts a device is waited for, which takes time itself.
             with measuring(partial(_settle, team.device), one_at_a_time=True) as clock:
-                exchanged.bytes.clear()
                 whole = _timed(partial(take, effort["steps"]), team)
             shares = {name: clock.total(name) / effort["steps"] for name in SHARES["train"][:-1]}
             shares["other"] = max(0.0, whole / effort["steps"] - sum(shares.values()))
-            each_step = exchanged.bytes[: len(exchanged.bytes) // effort["steps"]]
+            exchanged.bytes.clear()
+            take(1)
+            each_step = tuple(exchanged.bytes)
             if trace is not None:
                 with _traced(trace if team.leads else None):
                     take(1)
@@ -108,7 +109,7 @@ def measure_training(
         "amount": float(config.data.batch),
         "largest_part": float(-(-config.data.batch // team.world_size)),
         "shares": _mean(team.gather(shares)),
-        "exchanged": tuple(each_step),
+        "exchanged": each_step,
         "exchanges": (*all_reduces(team), *through_mpi),
         "no_mpi": no_mpi,
         "iterations": iterations,
