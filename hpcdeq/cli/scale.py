@@ -35,6 +35,7 @@ def scale(
     from hpcdeq.studies.scaling.forecast import Ask
     from hpcdeq.studies.scaling.report import write_report
     from hpcdeq.studies.scaling.study import Study
+    from hpcdeq.studies.scaling.tables import as_text
 
     require_libraries("the report", "matplotlib", "jinja2")
     require_libraries("simulations", "simpy", extra="scale")
@@ -58,4 +59,7 @@ def scale(
         raise ConfigError(f"{study}: there is nothing to report: {how}")
     if len(results) < len(points):
         say(f"{len(points) - len(results)} of {len(points)} points are not measured yet")
-    result(str(write_report(results, sections(results, ask), study)))
+    follows = sections(results, ask)
+    page = write_report(results, follows, study)
+    result(as_text(results, follows))
+    say(f"the report: {page}")

@@ -237,7 +237,7 @@ def _look(number: int) -> tuple[str, str]:
 
 def shares_figure(points: Sequence[Result], work: Work) -> Any:
     """Draw where the time of each point goes, in percent of it."""
-    figure, axes, rows = _bar_canvas(points, legend=0.3)
+    figure, axes, rows = _bar_canvas(points, legend=0.3 * -(-len(SHARES[work]) // 4))
     lefts = [0.0] * len(points)
     for name in SHARES[work]:
         widths = [100 * point.shares.get(name, 0.0) / sum(point.shares.values()) for point in points]
@@ -245,7 +245,7 @@ def shares_figure(points: Sequence[Result], work: Work) -> Any:
         lefts = [left + width for left, width in zip(lefts, widths, strict=True)]
     axes.set_xlim(0, 100)
     axes.set_xlabel(f"time of a {TIMED[work]}, %")
-    figure.legend(loc="outside lower left", ncols=len(SHARES[work]), frameon=False, fontsize=8.5, **_TIGHT)
+    figure.legend(loc="outside lower left", ncols=4, frameon=False, fontsize=8.5, **_TIGHT)
     return figure
 
 

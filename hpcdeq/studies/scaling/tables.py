@@ -6,6 +6,7 @@ import csv
 import io
 import math
 import statistics
+import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -24,6 +25,7 @@ KINDS: tuple[tuple[Work, Mode], ...] = tuple((work, mode) for work in WORKS for 
 SHARED = "○"
 """Marks points whose processes share cores or GPUs."""
 NONE = "–"
+_COLUMNS = 132  # of prose
 
 
 def efficiency(curve: Curve, point: Result) -> float | None:
@@ -205,9 +207,9 @@ def shares_table(results: Sequence[Result], work: Work) -> Table | None:
         parts = [f"{100 * point.shares.get(name, 0.0) / total:.1f}" for name in SHARES[work]]
         even = point.amount / point.world / point.largest_part if point.largest_part else math.nan
         rows.append((place(point), str(load(point)), *parts, f"{even:.2f}" if even == even else NONE))
-    columns = ("nodes × processes", LOADS[work], *(f"{name}, %" for name in SHARES[work]), "evenness")
+    columns = ("nodes × processes", LOADS[work], *SHARES[work], "evenness")
     note = (
-        "Mean over processes and repeats. Evenness: what a process does on average over what the one with the most to do does; "
+        "In % of the time; mean over processes and repeats. Evenness: what a process does on average over what the one with the most to do does; "
         "the efficiency cannot be larger."
     )
     return _grouped(columns, rows, _named(points), note)
@@ -362,7 +364,7 @@ def as_text(results: Sequence[Result], sections: Sequence[Section] = ()) -> str:
             parts += ["", f"Points of {WORKS[work]} that are on no curve", *_text(table)]
     for section in sections:
         parts += ["", section.title + (" (projection, not measured)" if section.projected else "")]
-        parts += section.paragraphs
+        parts += map(_wrapped, section.paragraphs)
         for table in section.tables:
             parts += _text(table)
     return "\n".join(parts)
@@ -375,7 +377,11 @@ def _text(table: Table) -> list[str]:
     for number, row in enumerate(rows):
         lines += [table.headings[number]] if number in table.headings else []
         lines.append(f"  {row}" if table.headings else row)
-    return [*lines, table.note] if table.note else lines
+    return [*lines, _wrapped(table.note)] if table.note else lines
+
+
+def _wrapped(text: str) -> str:
+    return textwrap.fill(text, _COLUMNS)
 
 
 def as_csv(results: Sequence[Result]) -> str:
