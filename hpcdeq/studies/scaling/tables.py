@@ -209,8 +209,8 @@ def shares_table(results: Sequence[Result], work: Work) -> Table | None:
         rows.append((place(point), str(load(point)), *parts, f"{even:.2f}" if even == even else NONE))
     columns = ("nodes × processes", LOADS[work], *SHARES[work], "evenness")
     note = (
-        "In % of the time; mean over processes and repeats. Evenness: what a process does on average over what the one with the most to do does; "
-        "the efficiency cannot be larger."
+        "In % of the time; mean over processes and repeats. Evenness: what a process does on average over what the one with the "
+        "most to do does; the efficiency cannot be larger."
     )
     return _grouped(columns, rows, _named(points), note)
 

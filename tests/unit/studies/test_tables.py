@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from hpcdeq.archive import Archive, open_archive
 from hpcdeq.cli import app
 from hpcdeq.cluster.signals import stop_requests
-from hpcdeq.errors import ConfigError, PartialFailureError, PreemptedError
+from hpcdeq.errors import ConfigError, MissingExtraError, PartialFailureError, PreemptedError
 from hpcdeq.inference import DenoiseSettings, denoise_array
 from hpcdeq.metrics import evaluate_all
 from hpcdeq.models import Qrnn3dSettings, SparseDenoiser, load_model, save_model
@@ -413,3 +413,12 @@ def test_a_comparison_that_is_not_whole_is_written_all_the_same(
     assert (
         json.loads(next(iter((out / "cells").glob("*.json"))).read_text())["key"]["version"] == cells.VERSION
     )
+
+
+def test_a_tool_that_is_not_installed_is_named_with_its_extra(
+    clean: Archive, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(methods, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtraError, match=r"bm4d.*hpcdeq\[peers\]"):
+        choose(["noisy", "bm4d"], [], None, clean.scenes(), "cpu")
+    assert [m.key for m in choose(["noisy"], [], None, clean.scenes(), "cpu")] == ["noisy"]
