@@ -145,7 +145,7 @@ class Result:
     gpu: Mapping[str, float] | None = None
     """``utilisation`` (0 to 1), ``peak_bytes`` and ``joules`` of all GPUs, where NVML tells."""
     start_seconds: float = 0.0
-    """From the start of the processes to the first step or unit: imports, meeting, opening, planning."""
+    """From the start of the processes until they have met: imports, and the meeting."""
     job_seconds: float = 0.0
     """Of the whole job."""
     stamp: Mapping[str, Any] = field(default_factory=dict)

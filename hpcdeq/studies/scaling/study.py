@@ -22,7 +22,7 @@ from hpcdeq.cluster.request import JobRequest
 from hpcdeq.cluster.signals import stop_requests
 from hpcdeq.cluster.submission import Submitted, queued, run_local, submit
 from hpcdeq.console import say, silence
-from hpcdeq.errors import ConfigError, JobError, PreemptedError
+from hpcdeq.errors import ConfigError, JobError, PartialFailureError, PreemptedError
 from hpcdeq.studies.page import write_whole
 from hpcdeq.studies.scaling.points import Point
 from hpcdeq.studies.scaling.results import Host, Result
@@ -113,7 +113,7 @@ def scale_job(study: str, name: str, device: str, trace: bool, begun: float = 0.
             "mpirun or torchrun, or measure it with --cluster local or slurm"
         )
     where = choose_device(device, place.local_rank)
-    scratch = Path(point.what.get("storage") or folder) / "work" / name
+    scratch = Path(point.what.get("storage") or folder) / f"{name}.work"
     with process_group(place, where, alone=True) as team, stop_requests() as stop:
         team.first(lambda: shutil.rmtree(scratch, ignore_errors=True))
         team.first(lambda: scratch.mkdir(parents=True))
@@ -195,20 +195,25 @@ def run_points(study: Study, points: Sequence[Point], request: JobRequest, devic
     ------
     ConfigError
         If a point has more than one node.
+    PartialFailureError
+        If some failed; the others are measured.
     JobError
-        If one fails.
+        If it was asked to stop.
     """
+    failed = []
     for point in points:
-        if study.result(point) is None:
-            run_local(
-                request_of(point, request),
-                study.jobs(point),
-                scale_job,
-                str(study.out),
-                point.name,
-                device,
-                trace,
-            )
+        if study.result(point):
+            continue
+        arguments = (str(study.out), point.name, device, trace)
+        try:
+            run_local(request_of(point, request), study.jobs(point), scale_job, *arguments)
+        except JobError as error:
+            if error.exit_code == PreemptedError.exit_code:
+                raise
+            say(f"{point}: {error}")
+            failed.append(str(point))
+    if failed:
+        raise PartialFailureError("not measured: " + "; ".join(failed))
 
 
 def request_of(point: Point, request: JobRequest) -> JobRequest:

@@ -252,7 +252,7 @@ def resources_table(results: Sequence[Result]) -> Table:
         "job, s": lambda p: short(p.job_seconds) if p.job_seconds else NONE,
     }
     rows = [(place(p), str(load(p)), *(cell(p) for cell in columns.values())) for p in points]
-    note = "Peak memory: of the largest process. Start: from the start of the processes to the first step or unit."
+    note = "Peak memory: of the largest process. Start: until the processes have met."
     return _grouped(("nodes × processes", "load", *columns), rows, _named(points), note)
 
 
