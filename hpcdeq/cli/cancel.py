@@ -28,7 +28,7 @@ def cancel(
         raise ConfigError(
             f"nothing was submitted for {run}: there is neither {run / 'jobs'} nor {denoising} nor a point of a study"
         )
-    ended = [job for folder in submitted for job in cancel_jobs(folder)]
+    ended = cancel_jobs(*submitted)
     ended += cancel_workers(run) if denoising.is_dir() else []
     if ended:
         result("\n".join(ended))

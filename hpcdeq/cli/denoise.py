@@ -29,6 +29,9 @@ Dtype = Annotated[
 Codes = Annotated[
     bool, typer.Option("--codes", help="Also keep the sparse codes: supports and coefficients.")
 ]
+UnitMib = Annotated[
+    int, typer.Option(help="Largest unit of work, as float32; `hpcdeq submit scale denoise` compares sizes.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Denoise again what is there already; leave it out to go on.")
@@ -47,6 +50,7 @@ def denoise(
     dtype: Dtype = "float32",
     codes: Codes = False,
     device: Device = "auto",
+    unit_mib: UnitMib = 256,
     overwrite: Overwrite = False,
 ) -> None:
     """Denoise every scene of an archive into another. The same command, without --overwrite, continues an interrupted run."""
@@ -81,5 +85,4 @@ def settings_of(options: Mapping[str, Any]) -> DenoiseSettings:
 
     from hpcdeq.inference import DenoiseSettings
 
-    names = [field.name for field in fields(DenoiseSettings)]
-    return DenoiseSettings(**{name: options[name] for name in names if name in options})
+    return DenoiseSettings(**{field.name: options[field.name] for field in fields(DenoiseSettings)})

@@ -21,6 +21,7 @@ from hpcdeq.cli.denoise import (
     Overwrite,
     Precision,
     Tolerance,
+    UnitMib,
     settings_of,
 )
 from hpcdeq.cli.job_options import (
@@ -132,6 +133,7 @@ def denoise(
     dtype: Dtype = "float32",
     codes: Codes = False,
     device: Device = "auto",
+    unit_mib: UnitMib = 256,
     overwrite: Overwrite = False,
     cluster: ClusterName = Cluster.SLURM,
     profile: Profile = None,

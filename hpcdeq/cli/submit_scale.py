@@ -105,7 +105,6 @@ def train(
     Weights stay as they are: begin from a trained model (training.start_from=MODEL) for the iterations that it needs. With debug
     the points of their number are measured by the processes that run this command, e.g. under mpirun.
     """
-    from hpcdeq.config import load_train_config
     from hpcdeq.studies.scaling.points import Effort, modes_of, sizes_of, train_points
 
     points = train_points(
@@ -117,8 +116,7 @@ def train(
         modes_of(modes),
         Effort(warmup=warmup, repeats=repeats, steps=steps),
     )
-    device = load_train_config(config[0] if config else None, [*(overrides or []), "run=unused"]).device
-    _measure(locals(), points, device, trace)
+    _measure(locals(), points, trace)
 
 
 @scale.command()
@@ -128,12 +126,13 @@ def denoise(
     out: _Out = Path("scaling"),
     sizes: _Sizes = "1x1,2x1",
     modes: _Modes = "strong,weak",
-    scenes_per_process: Annotated[
+    scenes: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Scenes of a process in weak scaling. (default: as many as there are enough of)"
-        ),
+        typer.Option(min=1, help="Scenes that may be used; strong scaling uses all of them. (default: all)"),
     ] = None,
+    scenes_per_process: Annotated[
+        int, typer.Option(min=1, help="Scenes of each process in weak scaling.")
+    ] = 2,
     unit_sizes: Annotated[
         str, typer.Option("--unit-mib", help="Largest size of a unit of work in MiB; several by commas.")
     ] = "256",
@@ -168,7 +167,7 @@ def denoise(
 
     Strong scaling denoises all scenes with every size, weak scaling as many for each process.
     """
-    settings = settings_of(locals())
+    settings = settings_of({**locals(), "dtype": "float32", "codes": False, "unit_mib": 256})
     from dataclasses import asdict, replace
 
     from hpcdeq.archive import open_archive
@@ -176,8 +175,8 @@ def denoise(
     from hpcdeq.models.files import read_card
     from hpcdeq.studies.scaling.points import Effort, denoise_points, modes_of, sizes_of
 
-    read_card(model)
-    names = open_archive(archive).names()
+    weights = read_card(model)["weights_sha256"]
+    names = open_archive(archive).names()[:scenes]
     points = []
     for text in unit_sizes.split(","):
         if not text.strip().isdecimal():
@@ -186,6 +185,7 @@ def denoise(
             what = {
                 "archive": str(archive.absolute()),
                 "model": str(model.absolute()),
+                "weights": weights,
                 "settings": asdict(replace(settings, unit_mib=int(text))),
                 "storage": None if folder is None else str(folder.absolute()),
             }
@@ -202,37 +202,47 @@ def denoise(
                 Effort(warmup=warmup, repeats=repeats),
                 scenes_per_process,
             )
-    _measure(locals(), points, device, trace=False)
+    _measure(locals(), points, trace=False)
 
 
-def _measure(options: dict[str, Any], points: list[Any], device: str, trace: bool) -> None:
+def _measure(options: dict[str, Any], points: list[Any], trace: bool) -> None:
     """Note the points, and measure those that are not, as the options say."""
     import os
     import shlex
+    from dataclasses import replace
 
-    from hpcdeq.cluster.device import check_device_name
     from hpcdeq.cluster.ranks import place_of
-    from hpcdeq.cluster.submission import check_local, sbatch_text
+    from hpcdeq.cluster.submission import check_local, check_slurm_is_here, sbatch_text
     from hpcdeq.console import result, say, table
     from hpcdeq.studies.scaling.study import (
         Study,
+        check_storage,
+        measure,
         node_hours,
         request_of,
         run_points,
-        scale_job,
-        seconds_since_start,
         submit_points,
     )
 
     request = job_request_of("scale", options | {"nodes": None, "tasks_per_node": None})
-    check_device_name(device)
-    study = Study(options["out"])
+    cluster, out, study = options["cluster"], options["out"], Study(options["out"])
+    # What was measured elsewhere is another point.
+    where = {
+        "cluster": str(cluster),
+        "gpus": bool(request.gpus_per_node),
+        **{name: getattr(request, name) for name in ("cpus_per_task", "partition", "constraint")},
+    }
+    points = [replace(point, where=where) for point in points]
+    for point in points:
+        request_of(point, request)
+        check_storage(point)
     missing = [point for point in points if study.result(point) is None]
     if options["dry_run"]:
-        hours = [(point, *node_hours(study, point, request)) for point in missing]
+        known = study.results()
+        hours = [(point, *node_hours(known, point, request)) for point in missing]
         rows = [
-            [str(point), f"{cost:.3g}", "like its neighbour" if known else "at most, by --time"]
-            for point, cost, known in hours
+            [str(point), f"{cost:.3g}", "like its neighbour" if near else "at most, by --time"]
+            for point, cost, near in hours
         ]
         result(table(["point", "node-hours", ""], rows))
         total = sum(cost for _, cost, _ in hours)
@@ -245,27 +255,28 @@ def _measure(options: dict[str, Any], points: list[Any], device: str, trace: boo
             result(sbatch_text(request_of(first, request), study.jobs(first)).rstrip())
         return
     command = shlex.join(["hpcdeq", *sys.argv[1:]])
-    cluster = options["cluster"]
     if cluster == Cluster.LOCAL:
         for point in missing:
             check_local(request_of(point, request), study.jobs(point))
+    if cluster == Cluster.SLURM and missing:
+        sbatch_text(
+            request_of(missing[0], request), study.jobs(missing[0])
+        )  # what is wrong with it is said first
+        check_slurm_is_here()
     for point in points:
         study.add(point, command)
     say(f"{len(points) - len(missing)} points are measured already, {len(missing)} are to be measured")
     if cluster == Cluster.SLURM:
-        jobs = submit_points(study, points, request, device, trace)
-        say(
-            f"{len(jobs)} jobs are in the queue, to run one after the other; then: hpcdeq scale {options['out']}"
-        )
+        jobs = submit_points(study, points, request, trace)
+        say(f"{len(jobs)} jobs are in the queue, to run one after the other; then: hpcdeq scale {out}")
         result("\n".join(job.id for job in jobs))
     elif cluster == Cluster.LOCAL:
-        run_points(study, points, request, device, trace)
-        result(str(options["out"]))
+        run_points(study, points, request, trace)
+        result(str(out))
     else:
         world = place_of(os.environ).world_size
         for point in missing:
-            if point.nodes * point.tasks == world:
-                scale_job(str(options["out"]), point.name, device, trace, begun=seconds_since_start())
-            else:
+            if point.nodes * point.tasks != world:
                 say(f"left out, as this is {world} process(es): {point}")
-        result(str(options["out"]))
+        measure(out, [point.name for point in missing if point.nodes * point.tasks == world], trace)
+        result(str(out))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 from dataclasses import dataclass
@@ -43,18 +44,29 @@ class Seat:
     """The GPU that it uses."""
 
 
-def seat(gpu: int | None = None) -> Seat:
-    """Return that of this process, which uses the GPU of this number, if any."""
+def seat(gpu: str | None = None) -> Seat:
+    """Return that of this process, which uses the GPU of this identity, if any."""
     import torch
 
-    identity = None if gpu is None else str(torch.cuda.get_device_properties(gpu).uuid)
     return Seat(
         kernel=_text("/proc/sys/kernel/random/boot_id") or platform.node(),
         node=platform.node(),
         cores=frozenset(_physical_core(cpu) for cpu in os.sched_getaffinity(0)),
         threads=torch.get_num_threads(),
-        gpu=identity,
+        gpu=gpu,
     )
+
+
+def peak_bytes() -> int:
+    """Return the largest memory that this process had since `forget_peak`, or ever."""
+    lines = _text("/proc/self/status").splitlines()
+    return 1024 * next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+
+
+def forget_peak() -> None:
+    """Let `peak_bytes` begin anew; where the system does not allow it, it goes on."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _physical_core(cpu: int) -> str:

@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -115,7 +115,7 @@ def submit(request: JobRequest, folder: Path, work: Callable[..., Any], *argumen
         If there is no SLURM here, or it refuses the job; with its words.
     """
     executor = _slurm_executor(request, folder)
-    _check_slurm_is_here()
+    check_slurm_is_here()
     _make_private(folder)
     if "dependency" not in request.slurm:
         check_not_queued(folder, folder.parent, can_follow=True)
@@ -140,7 +140,7 @@ def check_each(request: JobRequest, folder: Path, *, parallel: int) -> None:
         As `sbatch_text` and `submit_each`.
     """
     sbatch_text(request, folder, parallel=parallel)
-    _check_slurm_is_here()
+    check_slurm_is_here()
     _arrays(request.nodes, parallel)
     _check_own(folder)
 
@@ -181,7 +181,7 @@ def submit_each(
         If there is no SLURM here, or it refuses some of the jobs; with its words. Then none is left in the queue.
     """
     executor = _slurm_executor(replace(request, nodes=1), folder, together=False)
-    _check_slurm_is_here()
+    check_slurm_is_here()
     arrays = _arrays(len(items), parallel)
     _make_private(folder)
     from submitit.core.utils import FailedJobError
@@ -237,25 +237,32 @@ def queued(folder: Path) -> list[str]:
     SubmissionError
         If SLURM does not answer.
     """
-    before = {path.name.split("_")[0] for path in folder.glob("*_submission.sh")}
-    if not before:  # perhaps there is no SLURM here
-        return []
-    _check_slurm_is_here()
+    return queued_among([folder])[folder]
+
+
+def queued_among(folders: Iterable[Path]) -> dict[Path, list[str]]:
+    """What `queued` returns, by folder; SLURM is asked once."""
+    before = {
+        folder: {path.name.split("_")[0] for path in folder.glob("*_submission.sh")} for folder in folders
+    }
+    if not any(before.values()):  # perhaps there is no SLURM here
+        return {folder: [] for folder in before}
+    check_slurm_is_here()
     code, words = _slurm("squeue", "--noheader", "--me", "--format=%F")
     if code != 0:
         raise SubmissionError(f"squeue does not answer: {words}")
-    return sorted(before & set(words.split()))
+    return {folder: sorted(jobs & set(words.split())) for folder, jobs in before.items()}
 
 
-def cancel(folder: Path) -> list[str]:
-    """End the jobs that were submitted with a folder, and return their numbers.
+def cancel(*folders: Path) -> list[str]:
+    """End the jobs that were submitted with some folders, and return their numbers.
 
     Raises
     ------
     SubmissionError
         If SLURM does not answer, or refuses.
     """
-    jobs = queued(folder)
+    jobs = [job for some in queued_among(folders).values() for job in some]
     if jobs:
         code, words = _slurm("scancel", *jobs)
         if code != 0:
@@ -500,7 +507,8 @@ def _slurm_executor(request: JobRequest, folder: Path, *, together: bool = True)
     return executor
 
 
-def _check_slurm_is_here() -> None:
+def check_slurm_is_here() -> None:
+    """Raise SubmissionError unless jobs can be submitted from this machine."""
     if not is_slurm_here():
         raise SubmissionError(
             "sbatch is not on PATH: submit from a login node of the cluster; --dry-run and --cluster local need no SLURM"

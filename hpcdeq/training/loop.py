@@ -223,7 +223,7 @@ class Trainer:
                 weight = share * self.team.world_size if self._solved(told) else float("nan")
                 with part("backward"):
                     self.engine.backward(outcome.loss * weight)
-        if outcome.solution is not None:
+        if outcome.solution is not None and len(clean[rows]):
             self._keep("forward", outcome.solution)
         with part("optimiser"):
             norm = self.engine.step()

@@ -14,8 +14,10 @@ import torch
 from torch import distributed
 
 from hpcdeq.archive import Archive
+from hpcdeq.errors import ConfigError
 from hpcdeq.models import save_model
-from hpcdeq.studies.scaling.exchanges import listening
+from hpcdeq.studies.scaling.exchanges import listen
+from hpcdeq.studies.scaling.points import Effort, sizes_of, train_points
 from hpcdeq.studies.scaling.results import SHARES, Result
 from hpcdeq.studies.scaling.study import Study
 from hpcdeq.timing import measuring
@@ -58,7 +60,7 @@ def train(archive: Archive, out: Path, *words: str) -> list[str | Path]:
 
 
 def results(out: Path) -> dict[tuple[str, int, int], Result]:
-    return {(r.series, r.world, r.scale): r for r in Study(out).results()}
+    return {(r.series, r.world): r for r in Study(out).results()}
 
 
 def times(out: Path) -> dict[Path, int]:
@@ -85,8 +87,8 @@ def test_training_is_measured_once_by_each_engine_and_size(archive: Archive, tmp
     assert done.returncode == 0, done.stderr
     found = results(out)
     engines = ("defaults, DDP", "defaults, ZeRO-1")
-    assert set(found) == {(e, w, 1) for e in engines for w in (1, 2)}
-    for (_, world, _), result in found.items():
+    assert set(found) == {(e, w) for e in engines for w in (1, 2)}
+    for (_, world), result in found.items():
         assert len(result.seconds) == 2
         assert result.amount == 4
         assert result.largest_part == 4 / world
@@ -105,9 +107,9 @@ def test_training_is_measured_once_by_each_engine_and_size(archive: Archive, tmp
         assert "submit scale train" in result.command
     # Every gradient is exchanged once in a step; DDP does so parameter by parameter.
     gradients = 4 * sum(p.numel() for p in _model_of(out))
-    assert gradients <= sum(found["defaults, DDP", 2, 1].exchanged) < gradients + 64
+    assert gradients <= sum(found["defaults, DDP", 2].exchanged) < gradients + 64
     assert json.loads(next(out.glob("points/*/trace.json")).read_text())["traceEvents"]
-    assert not list(out.rglob("*.work")), "what the runs wrote is removed"
+    assert not list(out.rglob("work.*")), "what the runs wrote is removed"
     # One point is lost, as a kill half way would have it: it alone is measured again.
     before = times(out)
     lost = next(path for path in before if "zero-1-1x2" in str(path))
@@ -123,7 +125,7 @@ def _model_of(out: Path) -> list[torch.Tensor]:
     from hpcdeq.config import TrainConfig
     from hpcdeq.models import SparseDenoiser
 
-    config = TrainConfig.model_validate(Study(out).points()[0].what)
+    config = TrainConfig.model_validate(Study(out).points()[0].what["config"])
     atoms = torch.eye(7, 20)
     return [p for p in SparseDenoiser(config.model, atoms).parameters() if p.requires_grad]
 
@@ -189,25 +191,27 @@ def test_processes_that_mpirun_started_compare_with_mpi(archive: Archive, tmp_pa
     assert {e.library for e in result.exchanges} == {"torch", "mpi"}
 
 
-def test_what_is_exchanged_is_listed_and_timed(tmp_path: Path) -> None:
-    original = distributed.all_reduce
-    store = distributed.HashStore()
-    distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+def test_what_is_exchanged_is_listed_and_timed() -> None:
+    exchanged = listen()
+    patched = distributed.all_reduce
+    assert listen() is exchanged
+    assert distributed.all_reduce is patched, "once a process"
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
     try:
-        with listening() as exchanged:
-            distributed.all_reduce(torch.ones(100))
-            distributed.broadcast(torch.ones(10, dtype=torch.float64), src=0)
-            with measuring(one_at_a_time=True) as clock:
-                distributed.all_reduce(torch.ones(3), async_op=True).wait()
-                gathered = [torch.empty(5)]
-                distributed.all_gather(gathered, torch.ones(5))
-        assert exchanged.bytes == [400, 80, 12, 20]
+        exchanged.clear()
+        distributed.all_reduce(torch.ones(100))
+        distributed.broadcast(torch.ones(10, dtype=torch.float64), src=0)
+        with measuring(one_at_a_time=True) as clock:
+            distributed.all_reduce(torch.ones(3), async_op=True).wait()
+            gathered = [torch.empty(5)]
+            distributed.all_gather(gathered, torch.ones(5))
+        assert exchanged.all_reduces == [400, 12]
+        assert exchanged.others == [80, 20]
         assert len(clock.seconds("communication")) == 3, "the wait for its end too"
         assert len(clock.seconds("waiting")) == 2
         assert torch.equal(gathered[0], torch.ones(5))
     finally:
         distributed.destroy_process_group()
-    assert distributed.all_reduce is original
 
 
 def test_what_cannot_be_measured_here_is_said_before_anything_is_written(
@@ -223,3 +227,60 @@ def test_what_cannot_be_measured_here_is_said_before_anything_is_written(
         assert done.returncode == 1
         assert "sbatch is not on PATH" in done.stderr
         assert not out.exists()
+
+
+def test_a_point_that_fails_does_not_keep_the_others_from_being_measured(
+    archive: Archive, tmp_path: Path
+) -> None:
+    out = tmp_path / "study"
+    words = train(archive, out, "--sizes", "1x1", "--cluster", "local", "--vary", "model.support.size=99,3")
+    done = scale(*words)
+    assert done.returncode == 3, done.stderr
+    assert "not measured: train defaults, DDP, model.support.size=99, 1 x 1" in done.stderr
+    assert "support.size must be below the number of bands (7)" in done.stderr
+    assert [result.series for result in Study(out).results()] == ["defaults, DDP, model.support.size=3"]
+
+
+def test_a_damaged_result_is_named(archive: Archive, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    words = train(archive, out, "--sizes", "1x1", "--cluster", "local")
+    (point,) = train_points(
+        [], [*map(str, words[1 : 2 + len(SETTINGS)])], ["ddp"], [], sizes_of("1x1"), ("strong",), Effort()
+    )
+    study = Study(out)
+    study.add(point, "a command")
+    (study.folder(point) / "result.json").write_text('{"work": "tr')
+    with pytest.raises(ConfigError, match=r"result.json is damaged.*remove its folder"):
+        study.results()
+
+
+def test_a_storage_that_is_not_there_is_named_before_anything_is_written(
+    archive: Archive, tmp_path: Path
+) -> None:
+    save_model(small_model(), tmp_path / "model", {})
+    words = (
+        "denoise",
+        archive.path,
+        "--model",
+        tmp_path / "model",
+        "--out",
+        tmp_path / "study",
+        "--modes",
+        "strong",
+    )
+    done = scale(*words, "--cluster", "local", "--sizes", "1x1", "--storage", tmp_path / "none")
+    assert done.returncode == 2
+    assert "is not a folder" in done.stderr
+    assert not (tmp_path / "study").exists()
+    assert not (tmp_path / "none").exists()
+
+
+def test_steps_that_cannot_be_taken_are_not_measured(archive: Archive, tmp_path: Path) -> None:
+    out = tmp_path / "study"
+    # The squares of such noise are beyond float32.
+    words = train(archive, out, "--sizes", "1x1", "--cluster", "debug", "noise.sigma=1e25")
+    done = scale(*words)
+    assert done.returncode == 2, done.stderr
+    assert "begin from a trained model" in done.stderr
+    assert Study(out).results() == []
+    assert not list(out.rglob("work.*"))

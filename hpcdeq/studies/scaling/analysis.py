@@ -49,7 +49,7 @@ def sections(results: Iterable[Result], ask: Ask) -> list[Section]:
     """
     by_series = _by_series(results)
     found = [_laws(by_series), _models(by_series), _checks(by_series)]
-    found += _projections(by_series)
+    found += _projections(by_series, ask)
     found.append(_nodes(by_series, ask))
     bulk = {series: points for (work, series), points in by_series.items() if work == "denoise"}
     if bulk:
@@ -182,10 +182,10 @@ def _checks(by_series: _Series) -> Section:
     )
 
 
-def _projections(by_series: _Series) -> list[Section]:
+def _projections(by_series: _Series, ask: Ask) -> list[Section]:
     found = []
     for number, ((work, series), points) in enumerate(by_series.items(), 1):
-        made = projection.project(points)
+        made = projection.project(points, ask.scenes, ask.edge**2 / 1e6)
         if isinstance(made, NoFit):
             continue
         plots: list[Plot] = []

@@ -5,12 +5,15 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from hpcdeq.archive import open_archive
+from hpcdeq.cluster.device import choose_device
 from hpcdeq.cluster.group import Team
+from hpcdeq.cluster.machine import peak_bytes
 from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.errors import ConfigError, PreemptedError
 from hpcdeq.inference import plan_archive
@@ -59,7 +62,7 @@ def measure_bulk(
     what, effort = point.what, point.effort
     settings = DenoiseSettings(**what["settings"])
     archive = open_archive(what["archive"])
-    meter = GpuMeter(team.device)
+    meter = GpuMeter(choose_device(settings.device, local_rank))
     seconds: list[float] = []
     shares: list[dict[str, float]] = []
     timed: list[UnitTimes] = []
@@ -71,24 +74,22 @@ def measure_bulk(
         )
         worker = Worker(out, local_rank)
         units = share_of(worker.job.scenes, team.rank, team.world_size)
-        if repeat == effort["warmup"]:
-            meter.begin()
+        counts = repeat >= effort["warmup"]
         team.any(False)  # all begin together
         begin = time.perf_counter()
         stopped = False
-        with measuring() as clock:
+        with measuring() as clock, meter.repeat() if counts else nullcontext():
             try:
                 worker.denoise(units, stop)
             except PreemptedError:
                 stopped = True
-        mine = time.perf_counter() - begin
+            mine = time.perf_counter() - begin
         if team.any(stopped):
             raise PreemptedError("stopped before the point was measured; it is measured again")
         for name, reason in {**failed, **worker.report.failed}.items():
             raise ConfigError(f"a scaling study needs scenes that can be denoised: {name}: {reason}")
         slowest = max(team.gather(mine))
-        if repeat >= effort["warmup"]:
-            meter.look()
+        if counts:
             seconds.append(slowest)
             mine_by_unit = _units(clock, units, begin, team.rank)
             shares.append(_shares(clock, mine_by_unit, mine, slowest))
@@ -98,6 +99,7 @@ def measure_bulk(
         iterations = [tile.iterations for record in records for tile in record.tiles]
         team.any(False)  # all have read their records
         team.first(partial(_remove, out))
+    gpu, peak = meter.told(1), peak_bytes()
     by_tile = [n for told in team.gather(iterations) for n in told]
     told = {name: statistics.mean(share[name] for share in shares) for name in shares[0]}
     everyone = team.gather(told)
@@ -112,7 +114,8 @@ def measure_bulk(
         "units": tuple(timed),
         "unit_mib": settings.unit_mib,
         "tile": (worker.job.scenes[0].block, worker.job.scenes[0].overlap),
-        "gpu": meter.told(),
+        "peak_bytes": peak,
+        "gpu": gpu,
     }
 
 
@@ -138,7 +141,12 @@ def _compute_seconds(clock: Clock, begin: float) -> list[float]:
 
 
 def _units(clock: Clock, units: list[Unit], begin: float, worker: int) -> list[UnitTimes]:
-    columns = (clock.seconds("read"), _compute_seconds(clock, begin), clock.seconds("write"))
+    # Several threads read and write, and what they end in is another order than what they begin in.
+    read, write = (
+        [seconds for _, seconds in sorted(clock.ended.get(name, ()), key=lambda told: told[0] - told[1])]
+        for name in ("read", "write")
+    )
+    columns = (read, _compute_seconds(clock, begin), write)
     return [
         UnitTimes(
             worker=worker,

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, distributed
 
 from hpcdeq.timing import is_measured, part
 
-# All that DDP's hook, the trainer and DeepSpeed call. DeepSpeed looks some up when an engine is made: listen from before that on.
+# All that DDP's hook, the trainer and DeepSpeed call.
 _CALLS = (
     *("all_reduce", "reduce", "broadcast", "all_gather", "all_gather_into_tensor", "reduce_scatter"),
     *("reduce_scatter_tensor", "all_to_all_single"),
@@ -19,31 +18,40 @@ _CALLS = (
 
 
 class Exchanged:
-    """What was exchanged since the list was cleared."""
+    """What was exchanged since the lists were cleared: bytes, the larger of what a process gave and got."""
 
     def __init__(self) -> None:
-        self.bytes: list[int] = []
-        """Of every exchange: those of the larger of what a process gave and got."""
+        self.all_reduces: list[int] = []
+        self.others: list[int] = []
+        """Each of them moves half of what an all-reduce does."""
+
+    def clear(self) -> None:
+        """Forget it."""
+        self.all_reduces.clear()
+        self.others.clear()
 
 
-@contextmanager
-def listening() -> Iterator[Exchanged]:
-    """List what is exchanged through `torch.distributed` in this process, and time it as a part of its own."""
-    listed = Exchanged()
-    originals = {name: getattr(distributed, name) for name in _CALLS}
-    for name, original in originals.items():
-        setattr(distributed, name, _timed(original, listed))
-    try:
-        yield listed
-    finally:
-        for name, original in originals.items():
-            setattr(distributed, name, original)
+_listed = Exchanged()
 
 
-def _timed(original: Callable[..., Any], listed: Exchanged) -> Callable[..., Any]:
+def listen() -> Exchanged:
+    """List what is exchanged through `torch.distributed` in this process from now on, and time it as parts of its own.
+
+    Call it before an engine is made: DeepSpeed keeps some of the functions that it finds then, so this is never undone.
+    """
+    for name in _CALLS:
+        original = getattr(distributed, name)
+        if not hasattr(original, "listed"):
+            setattr(distributed, name, _timed(original, name))
+    return _listed
+
+
+def _timed(original: Callable[..., Any], name: str) -> Callable[..., Any]:
+    sizes = _listed.all_reduces if name == "all_reduce" else _listed.others
+
     @functools.wraps(original)
     def call(*arguments: Any, **options: Any) -> Any:
-        listed.bytes.append(max(map(_bytes, (*arguments, *options.values()))))
+        sizes.append(max(map(_bytes, (*arguments, *options.values()))))
         if is_measured():  # who is late does not make the exchange slow
             with part("waiting"):
                 distributed.barrier()
@@ -51,6 +59,7 @@ def _timed(original: Callable[..., Any], listed: Exchanged) -> Callable[..., Any
             work = original(*arguments, **options)
         return work if work is None else _Waiting(work)
 
+    call.listed = True  # type: ignore[attr-defined]
     return call
 
 

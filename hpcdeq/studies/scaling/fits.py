@@ -37,6 +37,8 @@ class Case:
     machines: int = 1
     exchanged: tuple[int, ...] = ()
     """Bytes of every all-reduce of a training step."""
+    half_exchanged: tuple[int, ...] = ()
+    """Bytes of every other exchange, which takes half of the time."""
 
     @classmethod
     def of(cls, point: Result) -> Case:
@@ -48,6 +50,7 @@ class Case:
             crowding=point.crowding,
             machines=len(point.hosts),
             exchanged=point.exchanged,
+            half_exchanged=point.half_exchanged,
         )
 
 
@@ -264,4 +267,6 @@ def held_out(points: Iterable[Result]) -> list[HeldOut] | NoFit:
 def _communication(network: Network, case: Case) -> Floats:
     """Return the seconds of all-reduces of a step, over the draws; none for a single process."""
     link = network.link(case.machines)
-    return sum((link.draws(size, case.world) for size in case.exchanged), start=np.zeros(1 + DRAWS))
+    whole = sum((link.draws(size, case.world) for size in case.exchanged), start=np.zeros(1 + DRAWS))
+    half = sum((link.draws(size, case.world) for size in case.half_exchanged), start=np.zeros(1 + DRAWS))
+    return whole + half / 2

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from hpcdeq.console import say
 from hpcdeq.errors import ConfigError
@@ -20,6 +20,8 @@ _NODES = (16, 64, 256, 1024)
 _UNIT_EDGES = (260, 520, 1300)  # pixels: whole shards
 _SEEDS = range(3)
 _BYTES = 4  # of a float32
+_TRANSFERS: tuple[Literal["read", "write"], ...] = ("read", "write")
+_AHEAD_OF_GPU = 8  # units that a worker reads ahead, on a node with as many cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +97,10 @@ def simulated(bulk: Mapping[str, Sequence[Result]], ask: Ask) -> list[Section]:
         return found
     largest = max(fair, key=lambda point: point.world)
     block, overlap = largest.tile or (0, 0)
-    storage = fit_storage(fair, "read")
+    # One rate for both: that of the slower.
+    rates = [rate for what in _TRANSFERS if isinstance(rate := fit_storage(fair, what), Storage)]
+    storage = min(rates, key=lambda rate: rate.alone.value, default=None)
+    on_gpus = any(host.gpus for host in largest.hosts)
     cluster = simulation.Cluster(
         nodes=1,
         workers=largest.tasks,
@@ -104,8 +109,9 @@ def simulated(bulk: Mapping[str, Sequence[Result]], ask: Ask) -> list[Section]:
         preemptions_per_node_hour=ask.preemptions_per_node_hour,
         requeue_seconds=ask.requeue_seconds,
         start_seconds=statistics.median(point.start_seconds for point in fair),
-        storage=storage.alone.value if isinstance(storage, Storage) else None,
-        sigma=min(1.0, storage.contention.value) if isinstance(storage, Storage) else 0.0,
+        storage=None if storage is None else storage.alone.value,
+        sigma=0.0 if storage is None else min(1.0, storage.contention.value),
+        ahead=_AHEAD_OF_GPU if on_gpus else 1,
     )
     times = [unit for point in fair for unit in point.units]
     edges = [edge for edge in _UNIT_EDGES if edge < ask.edge] + [ask.edge]
@@ -132,7 +138,8 @@ def simulated(bulk: Mapping[str, Sequence[Result]], ask: Ask) -> list[Section]:
         f"Assumed: {ask.scenes:,} scenes of {ask.edge} x {ask.edge}; {largest.tasks} workers a node; a node fails every "
         f"{ask.mtbf_hours:,g} h and is back after {ask.repair_hours:g} h; {ask.preemptions_per_node_hour:g} preemptions per node "
         f"and hour; a job that was ended runs again after {ask.requeue_seconds:g} s and needs {cluster.start_seconds:.3g} s to "
-        f"start; units take as long a pixel as those measured ({series}), drawn anew for each; nobody has to do anything by hand."
+        f"start; units take as long a pixel as those measured ({series}), drawn anew for each; reading and writing are as fast "
+        "as the slower of them; nobody has to do anything by hand."
     )
     head = ("nodes", "unit, pixels", "hours", "node-hours", "failures", "lost, % of the computing")
     tables = [

@@ -46,7 +46,8 @@ def mpi_all_reduces(team: Team) -> tuple[list[Exchange], str | None]:
     if team.world_size == 1:
         return [], None
     # An MPI that did not start a process may end it.
-    if not any(name in os.environ for name in ("OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK")):
+    by_mpi = "PMI_RANK" in os.environ and "SLURM_PROCID" not in os.environ  # srun's PMI-2 is not every MPI's
+    if not (by_mpi or "OMPI_COMM_WORLD_RANK" in os.environ or "PMIX_RANK" in os.environ):
         return [], "the processes were not started by MPI: mpirun, or srun --mpi=pmix"
     try:
         world = mpi_world()

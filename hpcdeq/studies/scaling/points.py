@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from hpcdeq.config import TrainConfig, load_train_config
 from hpcdeq.errors import ConfigError
+from hpcdeq.models.files import read_card
 from hpcdeq.studies.scaling.results import Mode, Work
 
 MODES: tuple[Mode, ...] = ("strong", "weak")
@@ -61,28 +62,56 @@ class Effort:
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What is measured by one job; the names are those of `hpcdeq.studies.scaling.results.Result`."""
+    """What is measured by one job."""
 
     work: Work
     series: str
+    """What else was chosen, in words."""
     nodes: int
     tasks: int
-    base: int
-    base_load: int
-    scale: int
-    effort: Mapping[str, int]
+    """Processes on each node."""
+    load: int
+    """Blocks in a step, or scenes in a pass."""
     what: Mapping[str, Any]
-    """Of training the configuration; of bulk denoising the archive, scenes, model, settings and storage."""
+    """The work, as plain values: of training ``config``; of bulk denoising ``archive``, ``scenes``, ``model``, ``settings`` and
+    ``storage``."""
+    effort: Mapping[str, int]
+    """How carefully it is measured."""
+    where: Mapping[str, Any] = field(default_factory=dict)
+    """What the job asks for beside its size."""
 
     @property
     def name(self) -> str:
-        """Of its folder: the same for the same work at the same size."""
-        digest = hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+        """Of its folder: the same for the same work at the same size and place, however carefully it is measured."""
+        told = {key: value for key, value in asdict(self).items() if key != "effort"}
+        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
         words = re.sub(r"[^a-z0-9]+", "-", self.series.lower()).strip("-")[:60]
         return f"{self.work}-{words}-{self.nodes}x{self.tasks}-{digest}"
 
+    @property
+    def device(self) -> str:
+        """``auto``, ``cpu`` or ``cuda``."""
+        return str(self.what["config" if self.work == "train" else "settings"]["device"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All that was asked for beside size and load, by dotted names."""
+        told = dict(_flat({"what": self.what, "where": self.where}))
+        return {name.partition(".")[2]: v for name, v in told.items() if name not in _LOADS_AND_PLACES}
+
     def __str__(self) -> str:
-        return f"{self.work} {self.series}, {self.nodes} x {self.tasks}, load {self.base_load * self.scale}"
+        return f"{self.work} {self.series}, {self.nodes} x {self.tasks}, load {self.load}"
+
+
+_LOADS_AND_PLACES = ("what.config.data.batch", "what.config.run", "what.scenes")
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def sizes_of(text: str) -> list[Size]:
@@ -157,7 +186,9 @@ def train_points(
     for file, engine, chosen in product(configs or [None], engines, product(*alternatives)):  # type: ignore[list-item]
         words = [file.stem if file else "defaults", _TITLES[engine], *chosen]
         config = load_train_config(file, [*overrides, *ENGINES[engine], *chosen, "run=unused"])
-        smallest = sizes[0].world
+        begun = config.training.start_from
+        # Of the same path another model may have become meanwhile.
+        what = {"weights": None if begun is None else read_card(begun)["weights_sha256"]}
         for size, scale in _loads(sizes, modes):
             batch = config.data.batch * scale
             if batch < size.world:
@@ -171,11 +202,9 @@ def train_points(
                     series=", ".join(words),
                     nodes=size.nodes,
                     tasks=size.tasks,
-                    base=smallest,
-                    base_load=config.data.batch,
-                    scale=scale,
+                    load=batch,
+                    what=what | {"config": _for_steps(config, batch)},
                     effort=asdict(effort),
-                    what=_for_steps(config, batch),
                 )
             )
     return points
@@ -188,7 +217,7 @@ def denoise_points(
     sizes: Sequence[Size],
     modes: Sequence[Mode],
     effort: Effort,
-    per_process: int | None,
+    per_process: int,
 ) -> list[Point]:
     """Points of bulk denoising.
 
@@ -199,29 +228,26 @@ def denoise_points(
     title
         What is said of them.
     scenes
-        Names of the scenes that may be used: all of them in strong scaling.
+        Names of those that may be used: all of them in strong scaling.
     sizes, modes, effort
         As those of `train_points`.
     per_process
-        Scenes that a process of weak scaling denoises; None is as many as the scenes suffice for.
+        Scenes that a process of weak scaling denoises.
 
     Raises
     ------
     ConfigError
         If there are too few scenes.
     """
-    smallest, largest = sizes[0].world, sizes[-1].world
+    if not scenes:
+        raise ConfigError(f"there are no scenes to denoise in {what['archive']}; ingest some first")
     points = []
     for mode in modes:
-        load = len(scenes)
-        if mode == "weak":
-            each = per_process or len(scenes) // largest
-            load = each * smallest
+        load = len(scenes) if mode == "strong" else per_process * sizes[0].world
         for size, scale in _loads(sizes, (mode,)):
-            count = load * scale
-            if not 0 < count <= len(scenes):
+            if load * scale > len(scenes):
                 raise ConfigError(
-                    f"weak scaling to {largest} processes needs a scene for each, {max(1, count)} in all, and the archive has "
+                    f"weak scaling of {per_process} scenes a process to {size.world} processes needs {load * scale} scenes, got "
                     f"{len(scenes)}: leave large sizes out, lower --scenes-per-process, or measure --modes strong only"
                 )
             points.append(
@@ -230,11 +256,9 @@ def denoise_points(
                     series=title,
                     nodes=size.nodes,
                     tasks=size.tasks,
-                    base=smallest,
-                    base_load=load,
-                    scale=scale,
+                    load=load * scale,
+                    what={**what, "scenes": list(scenes[: load * scale])},
                     effort=asdict(effort) | {"steps": 1},
-                    what={**what, "scenes": list(scenes[:count])},
                 )
             )
     return list({point.name: point for point in points}.values())
@@ -260,7 +284,7 @@ def _alternatives(text: str) -> list[str]:
     key, _, values = text.partition("=")
     if not key or not values:
         raise ConfigError(f"--vary {text}: write KEY=VALUE,VALUE, e.g. model.block=40,60")
-    return [f"{key}={value}" for value in values.split(",")]
+    return [f"{key}={value}" for value in re.split(r",(?![^\[{]*[\]}])", values)]  # not at those of a list
 
 
 def _for_steps(config: TrainConfig, batch: int) -> dict[str, Any]:

@@ -17,9 +17,6 @@ from hpcdeq.studies.scaling.results import Mode, Result, Work
 LARGEST = 1024
 """Processes of a projection, and nodes of a recommendation, at most."""
 
-SCENES = 100_000
-"""Of an archive that a pass is projected for."""
-
 SCENE_MEGAPIXELS = 1300 * 1300 / 1e6
 
 SLACK = 0.1
@@ -78,17 +75,21 @@ class Choices:
     assumptions: tuple[str, ...]
 
 
-def project(points: Iterable[Result]) -> list[Projection] | NoFit:
+def project(
+    points: Iterable[Result], scenes: int = 100_000, megapixels: float = SCENE_MEGAPIXELS
+) -> list[Projection] | NoFit:
     """Project a series to 1,024 processes: from the size the study began with, doubled again and again.
 
     A step of training with the batch of the study (strong), to one block a process and no further, and with its blocks per process
-    (weak); bulk denoising for an archive of 100,000 scenes of 1300 x 1300 (strong). Times are those of the fitted model
+    (weak); bulk denoising for an archive (strong). Times are those of the fitted model
     (`fits.fit`); intervals are its own, from the bootstrap.
 
     Parameters
     ----------
     points
         Of one series.
+    scenes, megapixels
+        Of the archive: how many, and height x width of each in millions; of no meaning for training.
     """
     given = tuple(points)
     model = fit(given)
@@ -97,11 +98,11 @@ def project(points: Iterable[Result]) -> list[Projection] | NoFit:
     checked = _checked(given)
     if isinstance(model, PassModel):
         base = min(point.base for point in model.points)
-        cases = [_archive(model, world, SCENES, SCENE_MEGAPIXELS) for world in _doubled(base, LARGEST)]
+        cases = [_archive(model, world, scenes, megapixels) for world in _doubled(base, LARGEST)]
         start = _largest(model).start_seconds
-        return [_projection(model, "strong", _archive_name(SCENES, SCENE_MEGAPIXELS), cases, checked, start)]
+        return [_projection(model, "strong", _archive_name(scenes, megapixels), cases, checked, start)]
     found = []
-    for base, batch in sorted({(point.base, point.base_load) for point in model.points}):
+    for base, batch in sorted({(point.base, point.base_load) for point in model.points if point.base_load}):
         part = math.ceil(batch / base)
         strong = [_step(model, world, batch) for world in _doubled(base, min(batch, LARGEST))]
         weak = [_step(model, world, part * world) for world in _doubled(base, LARGEST)]
@@ -188,13 +189,14 @@ def _doubled(base: int, last: int) -> list[int]:
 
 
 def _step(model: StepModel, world: int, blocks: int) -> Case:
-    exchanging = [point for point in model.points if point.exchanged]
+    exchanging = [point for point in model.points if point.exchanged or point.half_exchanged]
     return Case(
         world=world,
         amount=blocks,
         largest_part=math.ceil(blocks / world),
         machines=math.ceil(world / _largest(model).tasks),
         exchanged=exchanging[-1].exchanged if exchanging else (),
+        half_exchanged=exchanging[-1].half_exchanged if exchanging else (),
     )
 
 
@@ -276,6 +278,8 @@ def _step_assumptions(model: StepModel, mode: Mode, cases: Sequence[Case]) -> li
         f"An all-reduce is a ring with a latency of {link.latency.value * 1e6:.3g} microseconds and a bandwidth of "
         f"{link.bandwidth.value / 1e9:.3g} GB/s, as measured on up to {link.worlds[-1]} processes, and stays one.",
         "Communication is not hidden behind computing, and a step exchanges as many bytes on any number of processes.",
+        "A gather, a scatter or a broadcast takes half as long as an all-reduce.",
+        "Validations, checkpoints and what else comes between steps take no time.",
         "Blocks take as many iterations, and the data come as fast, as measured.",
     ]
     if machines > 1 and model.network.between is None:

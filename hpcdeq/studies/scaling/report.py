@@ -96,7 +96,7 @@ def write_report(results: Sequence[Result], sections: Sequence[Section], out: Pa
     require_libraries("the report", "matplotlib", "jinja2")
     if not results:
         raise ConfigError(
-            f"there is nothing to report in {out}: no point is measured yet; measure some first, with hpcdeq scale"
+            f"there is nothing to report in {out}: no point is measured yet; measure some first, with hpcdeq submit scale"
         )
     results = in_order(results)
     drawn = draw_all(out / "figures", results)

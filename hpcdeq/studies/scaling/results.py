@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 from typing import Any, Literal
 
@@ -103,16 +103,20 @@ class Result:
 
     work: Work
     series: str
-    """What else was chosen, in words: points of one series differ in size and load only."""
+    """What else was chosen, in words: points of one series differ in size and load only, once they are `arranged`."""
     nodes: int
     tasks: int
     """Processes on each node."""
-    base: int
-    """Processes of the smallest size of the study."""
-    base_load: int
-    """Blocks in a step, or scenes in a pass, of the smallest size."""
-    scale: int
+    load: int
+    """Blocks in a step, or scenes in a pass."""
+    base: int = 0
+    """Processes of the smallest size of the series; this and the next two are set by `arranged`."""
+    base_load: int = 0
+    """Load of the point of the smallest size that this one is compared with."""
+    scale: int = 1
     """Load of this point over ``base_load``."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """All that was asked for beside size and load, by dotted names."""
     bands: int
     """Of the scenes."""
     seconds: tuple[float, ...]
@@ -132,6 +136,8 @@ class Result:
     """Microbenchmark of the storage."""
     exchanged: tuple[int, ...] = ()
     """Bytes of every all-reduce of a training step."""
+    half_exchanged: tuple[int, ...] = ()
+    """Bytes of every other exchange: gathers, scatters and broadcasts move half of what an all-reduce does."""
     iterations: Mapping[str, Spread] = field(default_factory=dict)
     """Of the solver, over the blocks: ``forward``, ``backward``."""
     units: tuple[UnitTimes, ...] = ()
@@ -143,7 +149,7 @@ class Result:
     peak_bytes: int = 0
     """Memory of the largest process."""
     gpu: Mapping[str, float] | None = None
-    """``utilisation`` (0 to 1), ``peak_bytes`` and ``joules`` of all GPUs, where NVML tells."""
+    """``utilisation`` (0 to 1), ``peak_bytes`` and ``joules`` of a step or pass on all GPUs, where NVML tells."""
     start_seconds: float = 0.0
     """From the start of the processes until they have met: imports, and the meeting."""
     job_seconds: float = 0.0
@@ -176,6 +182,11 @@ class Result:
         return statistics.median(self.seconds)
 
     @property
+    def threads(self) -> float:
+        """That compute, of each process."""
+        return sum(host.threads for host in self.hosts) / sum(host.processes for host in self.hosts)
+
+    @property
     def modes(self) -> tuple[Mode, ...]:
         """Which curves it is a point of: the smallest size begins both."""
         strong: tuple[Mode, ...] = ("strong",) if self.scale == 1 else ()
@@ -192,6 +203,7 @@ class Result:
         nested: dict[str, Any] = {
             "seconds": tuple(values["seconds"]),
             "exchanged": tuple(values["exchanged"]),
+            "half_exchanged": tuple(values["half_exchanged"]),
             "tile": values["tile"] and tuple(values["tile"]),
             "iterations": {name: Spread(**spread) for name, spread in values["iterations"].items()},
         }
@@ -203,6 +215,58 @@ class Result:
         ):
             nested[name] = tuple(kind(**each) for each in values[name])
         return cls(**{**values, **nested})
+
+
+def arranged(results: Iterable[Result]) -> list[Result]:
+    """Give points that are not alike, but are called alike, names of their own, and find the point that each is compared with.
+
+    Points are alike if the same was asked for, beside size and load, and it ran on the same hardware and software, with as many
+    threads a process: else they are no curve.
+    """
+    found: list[Result] = []
+    for title in groupby(sorted(results, key=_title), _title):
+        same_title = list(title[1])
+        traits = [_traits(result) for result in same_title]
+        differing = sorted(
+            {name for t in traits for name in t if any(o.get(name) != t[name] for o in traits)}
+        )
+        series: dict[str, list[Result]] = {}
+        for result, trait in zip(same_title, traits, strict=True):
+            said = [f"{name.rpartition('.')[2]}={trait.get(name)}" for name in differing]
+            series.setdefault(", ".join([result.series, *said]), []).append(result)
+        for name, alike in series.items():
+            found += _compared([replace(result, series=name) for result in alike])
+    return found
+
+
+_HARDWARE = ("processor", "gpu", "torch", "hpcdeq")  # of a stamp
+
+
+def _title(result: Result) -> tuple[Work, str]:
+    return result.work, result.series
+
+
+def _traits(result: Result) -> dict[str, Any]:
+    stamp = {name: result.stamp.get(name) for name in _HARDWARE}
+    return {**result.settings, **stamp, "threads": result.threads}
+
+
+def _compared(series: list[Result]) -> list[Result]:
+    """A point has the load of one of the smallest size (strong), or the same load a process (weak)."""
+    base = min(result.world for result in series)
+    loads = {result.load for result in series if result.world == base}
+    found = []
+    for result in series:
+        each, left = divmod(result.load * base, result.world)
+        if result.load in loads:
+            base_load = result.load
+        elif left == 0 and each in loads:
+            base_load = each
+        else:
+            base_load = 0  # on no curve
+        scale = result.load // base_load if base_load else 0
+        found.append(replace(result, base=base, base_load=base_load, scale=scale))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)

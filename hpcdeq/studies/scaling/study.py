@@ -2,30 +2,39 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
 import signal
+import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from hpcdeq.cluster.device import choose_device
 from hpcdeq.cluster.group import Team, process_group
-from hpcdeq.cluster.machine import Seat, machine, seat
+from hpcdeq.cluster.machine import Seat, forget_peak, machine, seat
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.signals import stop_requests
-from hpcdeq.cluster.submission import Submitted, queued, run_local, submit
+from hpcdeq.cluster.signals import StopRequest, stop_requests
+from hpcdeq.cluster.submission import Submitted, queued_among, run_local, submit
 from hpcdeq.console import say, silence
-from hpcdeq.errors import ConfigError, JobError, PartialFailureError, PreemptedError
+from hpcdeq.errors import ConfigError, JobError, PartialFailureError, PreemptedError, SubmissionError
 from hpcdeq.studies.page import write_whole
+from hpcdeq.studies.scaling.gpus import all_gpus
 from hpcdeq.studies.scaling.points import Point
-from hpcdeq.studies.scaling.results import Host, Result
+from hpcdeq.studies.scaling.results import Host, Result, arranged
+
+T = TypeVar("T")
+
+_PATIENCE = 24 * 3600.0  # seconds that a process waits for the others: a pass ends with the slowest
 
 
 class Study:
@@ -53,30 +62,37 @@ class Study:
         return self.folder(point) / "jobs"
 
     def result(self, point: Point) -> Result | None:
-        """Return what was measured at a point, None if it was not."""
-        path = self.folder(point) / "result.json"
-        return Result.from_json(json.loads(path.read_text())) if path.is_file() else None
+        """Return what was measured at a point, None if it was not.
+
+        Raises
+        ------
+        ConfigError
+            If it cannot be read.
+        """
+        return _read(self.folder(point) / "result.json", Result.from_json)
 
     def record(self, point: Point, result: Result) -> None:
         """Keep what was measured."""
         _write(self.folder(point) / "result.json", result.as_json())
 
-    def command(self, point: Point) -> str:
-        """Return the command that asked for a point."""
-        return str(json.loads((self.folder(point) / "point.json").read_text())["command"])
-
     def points(self) -> list[Point]:
-        """Return all points that were ever asked for."""
-        paths = sorted((self.out / "points").glob("*/point.json"))
-        return [Point(**json.loads(path.read_text())["point"]) for path in paths]
+        """Return all points that were ever asked for.
+
+        Raises
+        ------
+        ConfigError
+            If one cannot be read.
+        """
+        found = [_read(path, _point) for path in sorted((self.out / "points").glob("*/point.json"))]
+        return [point for point in found if point]
 
     def results(self) -> list[Result]:
-        """Return all that was measured."""
-        return [result for point in self.points() if (result := self.result(point))]
+        """Return all that was measured, `arranged`."""
+        return arranged(result for point in self.points() if (result := self.result(point)))
 
 
-def scale_job(study: str, name: str, device: str, trace: bool, begun: float = 0.0) -> str:
-    """Measure a point in the processes of this job, and keep the result.
+def scale_job(study: str, name: str, trace: bool) -> str:
+    """Measure a point in the processes of this job, and keep the result, unless another job has done so.
 
     Parameters
     ----------
@@ -84,12 +100,8 @@ def scale_job(study: str, name: str, device: str, trace: bool, begun: float = 0.
         Folder of the study.
     name
         Of the point.
-    device
-        ``auto``, ``cpu`` or ``cuda``.
     trace
         Whether to write a trace of a training step.
-    begun
-        How long this process had lived, in seconds, when this became its work.
 
     Returns
     -------
@@ -99,73 +111,137 @@ def scale_job(study: str, name: str, device: str, trace: bool, begun: float = 0.
     Raises
     ------
     ConfigError
-        If there are other processes than the point has.
+        If there are other processes than the point has, or it cannot be measured.
+    JobError
+        If the time of the job did not suffice.
     """
-    kept = Study(Path(study))
-    folder = kept.out / "points" / name
-    point = Point(**json.loads((folder / "point.json").read_text())["point"])
+    return measure(Path(study), [name], trace)[0]
+
+
+def measure(study: Path, names: Sequence[str], trace: bool) -> list[str]:
+    """Measure points in the processes that call this, one after the other.
+
+    Parameters
+    ----------
+    study, trace
+        As those of `scale_job`.
+    names
+        Of the points.
+
+    Returns
+    -------
+    list
+        Their folders.
+
+    Raises
+    ------
+    ConfigError, JobError
+        As `scale_job`; the points before are kept.
+    """
+    kept = Study(study)
+    points = [_read(study / "points" / name / "point.json", _point) for name in names]
     place = place_of(os.environ)
     if place.rank > 0:
         silence()
-    if place.world_size != point.nodes * point.tasks:
-        raise ConfigError(
-            f"the point {point} has {point.nodes * point.tasks} processes, and {place.world_size} were started: start as many with "
-            "mpirun or torchrun, or measure it with --cluster local or slurm"
-        )
-    where = choose_device(device, place.local_rank)
-    scratch = Path(point.what.get("storage") or folder) / f"{name}.work"
-    with process_group(place, where, alone=True) as team, stop_requests() as stop:
-        team.first(lambda: shutil.rmtree(scratch, ignore_errors=True))
-        team.first(lambda: scratch.mkdir(parents=True))
-        started = seconds_since_start() - begun
-        try:
-            if point.work == "train":
-                from hpcdeq.studies.scaling.training import measure_training
+    chosen = [point for point in points if point is not None]
+    if not chosen:
+        return []
+    for point in chosen:
+        if place.world_size != point.nodes * point.tasks:
+            raise ConfigError(
+                f"the point {point} has {point.nodes * point.tasks} processes, and {place.world_size} were started: start as many "
+                "with mpirun or torchrun, or measure it with --cluster local or slurm"
+            )
+    device = choose_device(chosen[0].device, place.local_rank)
+    # Workers of bulk denoising exchange nothing but flags; several may share a GPU, which NCCL refuses.
+    where = device if chosen[0].work == "train" else torch.device("cpu")
+    with process_group(place, where, _PATIENCE, alone=True) as team, stop_requests() as stop:
+        started = seconds_since_start()
+        for point in chosen:
+            if team.first(lambda point=point: kept.result(point) is not None):  # type: ignore[misc]
+                say(f"{point} is measured already")
+                continue
+            _measure(kept, point, team, place.local_rank, stop, trace, started)
+    return [str(kept.folder(point)) for point in chosen]
 
-                path = folder / "trace.json" if trace else None
-                measured = measure_training(point, team, kept.out, scratch, stop, path)
-            else:
-                from hpcdeq.studies.scaling.bulk import measure_bulk
 
-                measured = measure_bulk(point, team, place.local_rank, scratch, stop)
-        except PreemptedError as error:
-            if stop.signal == signal.SIGUSR2:  # it would be no better the next time
-                raise JobError(
-                    f"{point} was not measured within the job's time: give the command again with a longer --time",
-                    1,
-                ) from error
-            raise
-        finally:
-            if team.leads:
-                shutil.rmtree(scratch, ignore_errors=True)
-        seats = team.gather(seat(where.index or 0 if where.type == "cuda" else None))
-        peak = max(team.gather(peak_bytes()))
-        result = Result(
-            work=point.work,
-            series=point.series,
-            nodes=point.nodes,
-            tasks=point.tasks,
-            base=point.base,
-            base_load=point.base_load,
-            scale=point.scale,
-            hosts=hosts_of(seats),
-            peak_bytes=peak,
-            gpu=_all_gpus(team, measured.pop("gpu")),
-            start_seconds=max(team.gather(started)),
-            job_seconds=max(team.gather(seconds_since_start() - begun)),
-            stamp=machine(),
-            command=kept.command(point),
-            when=datetime.now(UTC).isoformat(timespec="seconds"),
-            **measured,
-        )
-        team.first(lambda: kept.record(point, result))
+def _measure(
+    kept: Study, point: Point, team: Team, local_rank: int, stop: StopRequest, trace: bool, started: float
+) -> None:
+    """Measure one point, and keep the result."""
+    begun, folder = time.perf_counter(), kept.folder(point)
+    forget_peak()
+    around, prefix = _scratch_of(kept, point)
+    scratch = team.first(lambda: Path(tempfile.mkdtemp(prefix=prefix, dir=around)))
+    try:
+        if point.work == "train":
+            from hpcdeq.studies.scaling.training import measure_training
+
+            path = folder / "trace.json" if trace else None
+            measured = measure_training(point, team, kept.out, scratch, stop, path)
+        else:
+            from hpcdeq.studies.scaling.bulk import measure_bulk
+
+            measured = measure_bulk(point, team, local_rank, scratch, stop)
+    except PreemptedError as error:
+        if team.any(stop.signal == signal.SIGUSR2):  # it would be no better the next time
+            raise JobError(
+                f"{point} was not measured within the job's time: give the command again with a longer --time",
+                1,
+            ) from error
+        raise
+    finally:
+        if team.leads:
+            shutil.rmtree(scratch, ignore_errors=True)
+    seats = team.gather(seat(measured["gpu"].get("gpu")))
+    result = Result(
+        work=point.work,
+        series=point.series,
+        nodes=point.nodes,
+        tasks=point.tasks,
+        load=point.load,
+        settings=point.settings,
+        hosts=hosts_of(seats),
+        peak_bytes=max(team.gather(measured.pop("peak_bytes"))),
+        gpu=all_gpus(team.gather(measured.pop("gpu"))),
+        start_seconds=max(team.gather(started)),
+        job_seconds=max(team.gather(started + time.perf_counter() - begun)),
+        stamp=machine(),
+        command=_read(folder / "point.json", lambda told: str(told["command"])) or "",
+        when=datetime.now(UTC).isoformat(timespec="seconds"),
+        **measured,
+    )
+
+    def keep() -> None:
+        kept.record(point, result)
+        for left in around.glob(f"{prefix}*"):  # of attempts that were killed
+            shutil.rmtree(left, ignore_errors=True)
+
+    team.first(keep)
     say(f"{point}: {result.median:.3g} s ({min(result.seconds):.3g} to {max(result.seconds):.3g})")
-    return str(folder)
+    if result.crowded:
+        say(
+            "processes shared cores or GPUs: this is no scaling. Where a core has two hardware threads, --slurm hint=nomultithread "
+            "asks for cores"
+        )
 
 
-def submit_points(
-    study: Study, points: Sequence[Point], request: JobRequest, device: str, trace: bool
-) -> list[Submitted]:
+def check_storage(point: Point) -> None:
+    """See that a point's storage is there.
+
+    Raises
+    ------
+    ConfigError
+        If it is not.
+    """
+    storage = point.what.get("storage")
+    if storage and not Path(storage).is_dir():
+        raise ConfigError(
+            f"--storage {storage} is not a folder; make it on the file system that is to be measured"
+        )
+
+
+def submit_points(study: Study, points: Sequence[Point], request: JobRequest, trace: bool) -> list[Submitted]:
     """Submit a job for every point that is neither measured nor queued; they run one after the other: none disturbs another.
 
     Raises
@@ -175,20 +251,25 @@ def submit_points(
     SubmissionError
         If there is no SLURM here, or it refuses a job.
     """
-    jobs = []
+    jobs: list[Submitted] = []
+    busy = queued_among([study.jobs(point) for point in points])
     for point in points:
-        if study.result(point) or queued(study.jobs(point)):
+        if study.result(point) or busy[study.jobs(point)]:
             continue
         asked = request_of(point, request)
         # Of jobs with one name a user's next one begins when the last has ended.
         asked = replace(asked, slurm={"dependency": "singleton", **asked.slurm})
-        jobs.append(
-            submit(asked, study.jobs(point), scale_job, str(study.out.absolute()), point.name, device, trace)
-        )
+        try:
+            jobs.append(
+                submit(asked, study.jobs(point), scale_job, str(study.out.absolute()), point.name, trace)
+            )
+        except SubmissionError as error:
+            before = ", ".join(job.id for job in jobs) or "none"
+            raise SubmissionError(f"{error}; of {point}. Queued before it: {before}") from error
     return jobs
 
 
-def run_points(study: Study, points: Sequence[Point], request: JobRequest, device: str, trace: bool) -> None:
+def run_points(study: Study, points: Sequence[Point], request: JobRequest, trace: bool) -> None:
     """Measure every point that is not measured with processes of this machine, one point after the other.
 
     Raises
@@ -204,9 +285,11 @@ def run_points(study: Study, points: Sequence[Point], request: JobRequest, devic
     for point in points:
         if study.result(point):
             continue
-        arguments = (str(study.out), point.name, device, trace)
+        asked = request_of(point, request)
+        # As many threads for a process of every size.
+        asked = replace(asked, cpus_per_task=asked.cpus_per_task or 1)
         try:
-            run_local(request_of(point, request), study.jobs(point), scale_job, *arguments)
+            run_local(asked, study.jobs(point), scale_job, str(study.out), point.name, trace)
         except JobError as error:
             if error.exit_code == PreemptedError.exit_code:
                 raise
@@ -217,20 +300,30 @@ def run_points(study: Study, points: Sequence[Point], request: JobRequest, devic
 
 
 def request_of(point: Point, request: JobRequest) -> JobRequest:
-    """What the job of a point asks for: its nodes and processes, and a GPU for each process if GPUs are asked for at all."""
+    """What the job of a point asks for: its nodes and processes, and a GPU for each process if GPUs are asked for at all.
+
+    Raises
+    ------
+    ConfigError
+        If a node has fewer GPUs.
+    """
     gpus = point.tasks if request.gpus_per_node else 0
+    if gpus > request.gpus_per_node:
+        raise ConfigError(
+            f"--sizes {point.nodes}x{point.tasks}: each process has a GPU, and --gpus-per-node says that a node has "
+            f"{request.gpus_per_node}"
+        )
     return replace(request, nodes=point.nodes, tasks_per_node=point.tasks, gpus_per_node=gpus)
 
 
-def node_hours(study: Study, point: Point, request: JobRequest) -> tuple[float, bool]:
-    """Node-hours of a point, and whether they were measured at a sibling; else they are the most that its job may take."""
-    siblings = [
-        result
-        for other in study.points()
-        if (other.work, other.series) == (point.work, point.series) and (result := study.result(other))
-    ]
+def node_hours(results: Sequence[Result], point: Point, request: JobRequest) -> tuple[float, bool]:
+    """Node-hours of a point, and whether they are those of a measured sibling; else they are the most that its job may take."""
+    siblings = [result for result in results if result.settings == point.settings]
     if siblings:
-        near = min(siblings, key=lambda r: (abs(r.scale - point.scale), abs(r.nodes - point.nodes)))
+        each = point.load / (point.nodes * point.tasks)
+        near = min(
+            siblings, key=lambda r: (abs(r.load / r.world - each), abs(r.world - point.nodes * point.tasks))
+        )
         return point.nodes * near.job_seconds / 3600, True
     return point.nodes * request.minutes / 60, False
 
@@ -259,22 +352,30 @@ def seconds_since_start() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - begun / os.sysconf("SC_CLK_TCK")
 
 
-def peak_bytes() -> int:
-    """Return the largest memory that this process ever had."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+def _scratch_of(study: Study, point: Point) -> tuple[Path, str]:
+    """Folder in which a point's work is written, and how the names of its attempts begin: several may live at a time."""
+    storage = point.what.get("storage")
+    if not storage:
+        return study.folder(point), "work."
+    check_storage(point)
+    whose = hashlib.sha256(str(study.out.resolve()).encode()).hexdigest()[:8]
+    return Path(storage), f"hpcdeq-{point.name}-{whose}."
 
 
-def _all_gpus(team: Team, told: dict[str, float]) -> dict[str, float] | None:
-    everyone = [one for one in team.gather(told) if one]
-    if not everyone:
+def _point(told: Any) -> Point:
+    return Point(**told["point"])
+
+
+def _read(path: Path, make: Callable[[Any], T]) -> T | None:
+    """Make something of a file, or nothing if there is none."""
+    try:
+        return make(json.loads(path.read_text()))
+    except FileNotFoundError:
         return None
-    found: dict[str, Any] = {"peak_bytes": max(one["peak_bytes"] for one in everyone)}
-    if all("utilisation" in one for one in everyone):
-        found["utilisation"] = sum(one["utilisation"] for one in everyone) / len(everyone)
-    if all("joules" in one for one in everyone):
-        found["joules"] = sum(one["joules"] for one in everyone)
-    return found
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"{path} is damaged, or of another version of hpcdeq ({error!r}): remove its folder to measure that point again"
+        ) from error
 
 
 def _write(path: Path, values: Any) -> None:

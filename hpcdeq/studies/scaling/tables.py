@@ -69,7 +69,7 @@ def sharing(points: Iterable[Result]) -> str:
 
 def load(point: Result) -> int:
     """Blocks in a step, or scenes in a pass."""
-    return point.base_load * point.scale
+    return point.load
 
 
 def short(value: float) -> str:
@@ -241,11 +241,13 @@ def resources_table(results: Sequence[Result]) -> Table:
         columns |= {
             "GPUs used, %": lambda p: _known(p.gpu, "utilisation", 100.0),
             "GPU memory, MiB": lambda p: _known(p.gpu, "peak_bytes", 2.0**-20),
-            "energy of the GPUs, J": lambda p: _known(p.gpu, "joules", 1.0),
+            "energy of the GPUs, J a step or pass": lambda p: _known(p.gpu, "joules", 1.0),
         }
     if any(point.exchanged for point in points):
-        columns["all-reduced a step"] = lambda p: (
-            f"{size(sum(p.exchanged))} in {len(p.exchanged)}" if p.exchanged else NONE
+        columns["exchanged a step"] = lambda p: (
+            f"{size(sum(p.exchanged + p.half_exchanged))} in {len(p.exchanged + p.half_exchanged)}"
+            if p.exchanged
+            else NONE
         )
     columns |= {
         "start, s": lambda p: short(p.start_seconds) if p.start_seconds else NONE,

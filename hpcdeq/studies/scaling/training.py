@@ -15,11 +15,12 @@ from typing import Any
 import torch
 
 from hpcdeq.cluster.group import Team
+from hpcdeq.cluster.machine import peak_bytes
 from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.config import TrainConfig
-from hpcdeq.errors import PreemptedError
+from hpcdeq.errors import ConfigError, PreemptedError
 from hpcdeq.models import save_dictionary
-from hpcdeq.studies.scaling.exchanges import listening
+from hpcdeq.studies.scaling.exchanges import listen
 from hpcdeq.studies.scaling.gpus import GpuMeter
 from hpcdeq.studies.scaling.micro import all_reduces, mpi_all_reduces
 from hpcdeq.studies.scaling.points import Point
@@ -38,7 +39,7 @@ def measure_training(
     Parameters
     ----------
     point
-        The point, whose ``what`` is the configuration.
+        The point.
     team
         The processes.
     study
@@ -57,51 +58,60 @@ def measure_training(
 
     Raises
     ------
+    ConfigError
+        If steps cannot be taken, as the loss is not finite.
     PreemptedError
         If it was asked to stop.
     """
-    config = _with_dictionary(TrainConfig.model_validate({**point.what, "run": scratch}), team, study)
+    config = _with_dictionary(
+        TrainConfig.model_validate({**point.what["config"], "run": scratch}), team, study
+    )
     check_batch_norm(config, team.world_size)
-    effort = point.effort
-    with listening() as exchanged:
-        trainer = Trainer(config, scratch, team)
-        try:
-            trainer.enter(0 if config.model.map == "prior" else 1)
-            batches = trainer.batches()
+    effort, exchanged = point.effort, listen()
+    trainer = Trainer(config, scratch, team)
+    try:
+        trainer.enter(0 if config.model.map == "prior" else 1)
+        batches = trainer.batches()
 
-            def take(steps: int) -> None:
-                for _ in range(steps):
-                    trainer.step(*next(batches))
+        def take(steps: int) -> None:
+            for _ in range(steps):
+                trainer.step(*next(batches))
+                team.any(bool(stop))  # as the trainer does
+                if trainer.at.skipped:
+                    raise ConfigError(
+                        f"{point}: the loss or the gradient is not finite, so no step was taken and none can be measured; begin "
+                        "from a trained model with training.start_from=MODEL"
+                    )
 
-            meter = GpuMeter(team.device)
-            seconds: list[float] = []
-            for repeat in range(effort["warmup"] + effort["repeats"]):
-                if repeat == effort["warmup"]:
-                    meter.begin()
-                mine = _timed(partial(take, effort["steps"]), team)
-                if repeat >= effort["warmup"]:
-                    seconds.append(max(team.gather(mine)) / effort["steps"])
-                    meter.look()
-                if team.any(bool(stop)):
-                    raise PreemptedError("stopped before the point was measured; it is measured again")
-            gpu = meter.told()
-            # One more repeat tells where the time goes: at the borders of parts a device is waited for, which takes time itself.
-            with measuring(partial(_settle, team.device), one_at_a_time=True) as clock:
-                whole = _timed(partial(take, effort["steps"]), team)
-            shares = {name: clock.total(name) / effort["steps"] for name in SHARES["train"][:-1]}
-            shares["other"] = max(0.0, whole / effort["steps"] - sum(shares.values()))
-            exchanged.bytes.clear()
-            take(1)
-            each_step = tuple(exchanged.bytes)
-            if trace is not None:
-                with _traced(trace if team.leads else None):
-                    take(1)
-            iterations = {
-                name: Spread.of(n for told in team.gather(solved.iterations.tolist()) for n in told)
-                for name, solved in trainer.solutions.items()
-            }
-        finally:
-            trainer.close()
+        meter = GpuMeter(team.device)
+        seconds: list[float] = []
+        for repeat in range(effort["warmup"] + effort["repeats"]):
+            if repeat < effort["warmup"]:
+                _timed(partial(take, effort["steps"]), team)
+            else:
+                with meter.repeat():
+                    mine = _timed(partial(take, effort["steps"]), team)
+                seconds.append(max(team.gather(mine)) / effort["steps"])
+            if team.any(bool(stop)):
+                raise PreemptedError("stopped before the point was measured; it is measured again")
+        gpu, peak = meter.told(effort["steps"]), peak_bytes()
+        # One more repeat tells where the time goes: at the borders of parts a device is waited for, which takes time itself.
+        with measuring(partial(_settle, team.device), one_at_a_time=True) as clock:
+            whole = _timed(partial(take, effort["steps"]), team)
+        shares = {name: clock.total(name) / effort["steps"] for name in SHARES["train"][:-1]}
+        shares["other"] = max(0.0, whole / effort["steps"] - sum(shares.values()))
+        exchanged.clear()
+        take(1)
+        all_reduced, half_exchanged = tuple(exchanged.all_reduces), tuple(exchanged.others)
+        iterations = {
+            name: Spread.of(n for told in team.gather(solved.iterations.tolist()) for n in told)
+            for name, solved in trainer.solutions.items()
+        }
+        if trace is not None:
+            with _traced(trace if team.leads else None):
+                take(1)
+    finally:
+        trainer.close()
     through_mpi, no_mpi = mpi_all_reduces(team)
     return {
         "bands": trainer.model.bands,
@@ -109,10 +119,12 @@ def measure_training(
         "amount": float(config.data.batch),
         "largest_part": float(-(-config.data.batch // team.world_size)),
         "shares": _mean(team.gather(shares)),
-        "exchanged": each_step,
+        "exchanged": all_reduced,
+        "half_exchanged": half_exchanged,
         "exchanges": (*all_reduces(team), *through_mpi),
         "no_mpi": no_mpi,
         "iterations": iterations,
+        "peak_bytes": peak,
         "gpu": gpu,
     }
 

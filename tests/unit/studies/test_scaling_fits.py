@@ -50,6 +50,7 @@ def point(work: Work, world: int, scale: int, amount: float, part: float, second
         tasks=1,
         base=1,
         base_load=8,
+        load=8 * scale,
         scale=scale,
         bands=31,
         seconds=(seconds,) * 3,

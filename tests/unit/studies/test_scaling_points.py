@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from hpcdeq.cluster.machine import Seat, seat
 from hpcdeq.errors import ConfigError
 from hpcdeq.studies.scaling.points import Effort, Size, denoise_points, modes_of, sizes_of, train_points
-from hpcdeq.studies.scaling.results import Host, Result, curves
+from hpcdeq.studies.scaling.results import Host, Result, arranged, curves
 from hpcdeq.studies.scaling.study import hosts_of
 
 SETTINGS = ["data.train=scenes.zarr", "data.batch=4"]
@@ -24,10 +25,8 @@ def a_result(**changes: object) -> Result:
         "series": "s",
         "nodes": 1,
         "tasks": 1,
-        "base": 1,
-        "base_load": 4,
+        "load": 4,
         "bands": 31,
-        "scale": 1,
         "seconds": (1.0, 2.0, 3.0),
         "amount": 4.0,
         "largest_part": 4.0,
@@ -53,21 +52,37 @@ def test_strong_points_share_a_load_and_weak_ones_grow_with_the_processes() -> N
     )
     one = [p for p in points if p.series == "defaults, ZeRO-1, model.block=30"]
     assert len(points) == 4 * len(one)
-    assert [(p.nodes, p.tasks, p.scale, p.what["data"]["batch"]) for p in one] == [
-        *((1, 1, 1, 4), (1, 2, 1, 4), (1, 2, 2, 8), (2, 2, 1, 4), (2, 2, 4, 16)),
+    configs = [p.what["config"] for p in one]
+    assert [(p.nodes, p.tasks, p.load) for p in one] == [
+        (1, 1, 4),
+        (1, 2, 4),
+        (1, 2, 8),
+        (2, 2, 4),
+        (2, 2, 16),
     ]
-    assert {p.what["model"]["block"] for p in one} == {30}
-    assert {p.what["training"]["engine"]["stage"] for p in one} == {1}
+    assert [config["data"]["batch"] for config in configs] == [p.load for p in one]
+    assert {config["model"]["block"] for config in configs} == {30}
+    assert {config["training"]["engine"]["stage"] for config in configs} == {1}
 
 
-def test_a_point_has_one_folder_however_often_it_is_asked_for() -> None:
-    def names(*words: str) -> set[str]:
-        points = train_points([], [*SETTINGS, *words], ["ddp"], [], sizes_of("1x1,1x2"), BOTH, Effort())
+def test_a_point_has_one_folder_however_carefully_and_with_whatever_others_it_is_asked_for() -> None:
+    def names(*words: str, sizes: str = "1x1,1x2", **effort: int) -> set[str]:
+        points = train_points([], [*SETTINGS, *words], ["ddp"], [], sizes_of(sizes), BOTH, Effort(**effort))
         return {point.name for point in points}
 
     assert names() == names()
+    assert names() == names(repeats=9, steps=2)
+    assert names() < names(sizes="1x1,1x2,2x2"), "a study may be extended"
     assert not names() & names("model.block=30")
     assert not names() & names("seed=1")
+    point = train_points([], SETTINGS, ["ddp"], [], sizes_of("1x1"), BOTH, Effort())[0]
+    assert point.name != replace(point, where={"cluster": "local"}).name, "elsewhere it is another one"
+
+
+def test_values_with_commas_inside_are_one() -> None:
+    vary = ["model.solver={kind: picard, iterations: 5},{kind: picard, iterations: 9}"]
+    points = train_points([], SETTINGS, ["ddp"], vary, sizes_of("1x1"), ("strong",), Effort())
+    assert [p.what["config"]["model"]["solver"]["iterations"] for p in points] == [5, 9]
 
 
 @pytest.mark.parametrize(
@@ -89,32 +104,56 @@ def test_what_cannot_be_measured_is_said_first(
 
 def test_bulk_points_take_all_scenes_or_as_many_for_each_process() -> None:
     scenes = [f"s{i}" for i in range(7)]
-    points = denoise_points({}, "m", scenes, sizes_of("1x1,1x2,1x3"), BOTH, Effort(), None)
-    found = {(p.tasks, p.scale, p.base_load): len(p.what["scenes"]) for p in points}
-    assert found == {(1, 1, 7): 7, (2, 1, 7): 7, (3, 1, 7): 7, (1, 1, 2): 2, (2, 2, 2): 4, (3, 3, 2): 6}
+    points = denoise_points({}, "m", scenes, sizes_of("1x1,1x2,1x3"), BOTH, Effort(), 2)
+    assert [(p.tasks, p.load) for p in points] == [(1, 7), (2, 7), (3, 7), (1, 2), (2, 4), (3, 6)]
+    assert [len(p.what["scenes"]) for p in points] == [p.load for p in points]
 
 
-def test_too_few_scenes_for_weak_scaling_are_named() -> None:
-    with pytest.raises(ConfigError, match="the archive has 2"):
-        denoise_points({}, "m", ["a", "b"], sizes_of("1x1,1x3"), BOTH, Effort(), None)
-    with pytest.raises(ConfigError, match="the archive has 2"):
-        denoise_points({}, "m", ["a", "b"], sizes_of("1x1,1x2"), ("weak",), Effort(), 2)
+def test_too_few_scenes_are_named() -> None:
+    with pytest.raises(ConfigError, match="needs 4 scenes, got 3"):
+        denoise_points({}, "m", ["a", "b", "c"], sizes_of("1x1,1x2"), ("weak",), Effort(), 2)
+    with pytest.raises(ConfigError, match=r"no scenes to denoise in a\.zarr"):
+        denoise_points({"archive": "a.zarr"}, "m", [], sizes_of("1x1"), ("strong",), Effort(), 1)
 
 
 def test_a_curve_compares_with_its_smallest_size() -> None:
     one = a_result(seconds=(8.0, 9.0, 7.0))
     strong = a_result(tasks=2, seconds=(5.0,))
-    weak = a_result(tasks=2, scale=2, amount=8.0, seconds=(10.0,))
-    found = {curve.mode: curve for curve in curves([weak, strong, one])}
-    assert found["strong"].points == (one, strong)
-    assert found["weak"].points == (one, weak)
-    assert found["strong"].speedup(strong) == 8 / 5
-    assert found["strong"].efficiency(strong) == 0.8
-    assert found["weak"].efficiency(weak) == 0.8
+    weak = a_result(tasks=2, load=8, amount=8.0, seconds=(10.0,))
+    found = {curve.mode: curve for curve in curves(arranged([weak, strong, one]))}
+    assert [p.median for p in found["strong"].points] == [8.0, 5.0]
+    assert [p.median for p in found["weak"].points] == [8.0, 10.0]
+    assert found["strong"].speedup(found["strong"].points[1]) == 8 / 5
+    assert found["strong"].efficiency(found["strong"].points[1]) == 0.8
+    assert found["weak"].efficiency(found["weak"].points[1]) == 0.8
+
+
+def test_a_load_that_is_compared_with_nothing_is_on_no_curve() -> None:
+    points = arranged([a_result(), a_result(tasks=2), a_result(tasks=2, load=7), a_result(tasks=3, load=8)])
+    (curve,) = curves(points)
+    assert [point.load for point in curve.points] == [4, 4]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"settings": {"model.block": 40}},
+        {"stamp": {"gpu": "H200"}},
+        {"stamp": {"torch": "3.0"}},
+        {"hosts": (Host(name="a", processes=1, threads=2, cores=2),)},
+    ],
+)
+def test_points_that_are_not_alike_are_never_one_curve(other: dict[str, object]) -> None:
+    """As when a login node's processes and the cluster's GPUs are measured into one folder."""
+    found = arranged([a_result(), a_result(tasks=2), a_result(tasks=2, load=8, **other)])
+    names = {point.load: point.series for point in found}
+    assert len({point.series for point in found}) == 2
+    assert names[8] != names[4]
+    assert {curve.mode for curve in curves(found)} == {"strong"}
 
 
 def test_a_single_size_is_no_curve() -> None:
-    assert curves([a_result(), a_result(series="other", tasks=2)]) == []
+    assert curves(arranged([a_result(), a_result(series="other", tasks=2)])) == []
 
 
 @given(st.integers(1, 5), st.integers(1, 4))

@@ -382,6 +382,7 @@ def _point(world: int, units: list[UnitTimes], seconds: tuple[float, ...], **mor
         "tasks": 1,
         "base": 1,
         "base_load": 1,
+        "load": 1,
         "scale": 1,
         "bands": 31,
         "amount": 1.0,
