@@ -19,8 +19,9 @@ from hpcdeq.models import save_model
 from hpcdeq.studies.scaling.exchanges import listen
 from hpcdeq.studies.scaling.points import Effort, sizes_of, train_points
 from hpcdeq.studies.scaling.results import SHARES, Result
-from hpcdeq.studies.scaling.study import Study
+from hpcdeq.studies.scaling.study import Study, measure
 from hpcdeq.timing import measuring
+from hpcdeq.training.loop import Trainer
 from tests.distributed.test_dictionary import alone, mpirun
 from tests.unit.inference.test_denoise import small_model
 
@@ -275,12 +276,21 @@ def test_a_storage_that_is_not_there_is_named_before_anything_is_written(
     assert not (tmp_path / "none").exists()
 
 
-def test_steps_that_cannot_be_taken_are_not_measured(archive: Archive, tmp_path: Path) -> None:
-    out = tmp_path / "study"
-    # The squares of such noise are beyond float32.
-    words = train(archive, out, "--sizes", "1x1", "--cluster", "debug", "noise.sigma=1e25")
-    done = scale(*words)
-    assert done.returncode == 2, done.stderr
-    assert "begin from a trained model" in done.stderr
-    assert Study(out).results() == []
-    assert not list(out.rglob("work.*"))
+def test_steps_that_cannot_be_taken_are_not_measured(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(self: Trainer, *batch: object) -> str:
+        self.at.skipped += 1
+        return "not finite"
+
+    monkeypatch.setattr(Trainer, "step", step)
+    for name in alone().keys() ^ os.environ.keys():
+        monkeypatch.delenv(name)
+    settings = [f"data.train={archive.path}", *SETTINGS]
+    points = train_points([], settings, ["ddp"], [], sizes_of("1x1"), ("strong",), Effort())
+    study = Study(tmp_path / "study")
+    study.add(points[0], "a command")
+    with pytest.raises(ConfigError, match="begin from a trained model"):
+        measure(study.out, [points[0].name], trace=False)
+    assert study.results() == []
+    assert not list(study.out.rglob("work.*"))

@@ -520,13 +520,13 @@ def test_memory_gpus_and_iterations_are_said_where_they_are_known(tmp_path: Path
     first, second = point("train", "a", 1, 1, around(1.0)), point("train", "a", 2, 1, around(0.6))
     gpu = {"utilisation": 0.875, "peak_bytes": 2.0**30, "joules": 1234.4}
     page = read_page(write_report([first, replace(second, gpu=gpu)], [], tmp_path))
-    rows = table_with(page, "energy of the GPUs, J")
+    rows = table_with(page, "energy of the GPUs, J a step or pass")
     assert rows[0][2:] == [
         "peak memory, MiB",
         "GPUs used, %",
         "GPU memory, MiB",
-        "energy of the GPUs, J",
-        "all-reduced a step",
+        "energy of the GPUs, J a step or pass",
+        "exchanged a step",
         "start, s",
         "job, s",
     ]
@@ -535,7 +535,7 @@ def test_memory_gpus_and_iterations_are_said_where_they_are_known(tmp_path: Path
     iterations = body(table_with(page, "forward iterations"))
     assert iterations[0][2:] == ["12.2 (9 to 20)", "8.5 (7 to 11)"]
     bare = read_page(write_report([first, replace(second, iterations={})], [], tmp_path))
-    assert not any("energy of the GPUs, J" in table[0] for table in bare.tables)
+    assert not any("energy of the GPUs, J a step or pass" in table[0] for table in bare.tables)
 
 
 @pytest.mark.parametrize(("name", "other"), [("processor", "Model 9001"), ("torch", "2.12.0")])
@@ -612,7 +612,9 @@ def test_a_bare_point_makes_a_page(tmp_path: Path) -> None:
 
 
 def test_no_point_is_an_error_that_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"no point is measured yet; measure some first, with hpcdeq scale"):
+    with pytest.raises(
+        ConfigError, match=r"no point is measured yet; measure some first, with hpcdeq submit scale"
+    ):
         write_report([], sections(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
