@@ -20,7 +20,7 @@ from tests.unit.inference.test_denoise import small_model
 @pytest.fixture
 def noisy(tmp_path: Path) -> Archive:
     archive = open_archive(tmp_path / "noisy.zarr", create=True)
-    for seed in range(6):
+    for seed in range(9):
         add_scene(archive, f"scene_{seed}", smooth_scene(seed, 7, 70, 66))
     save_model(small_model(), tmp_path / "model", {})
     return archive
@@ -69,7 +69,7 @@ def test_points_run_one_after_the_other_and_a_study_that_was_cut_goes_on(
     lab.wait(jobs[0], "COMPLETED", 120)
     assert lab.states(jobs[2])[jobs[2]] == "PENDING", "they disturb each other otherwise"
     done = hpcdeq("cancel", tmp_path / "study", environ=lab.environ)
-    assert set(jobs[1:]) <= set(done.stdout.split()), done.stderr
+    assert jobs[2] in done.stdout.split(), done.stderr
     until(lambda: not lab.squeue().strip(), lambda: "the end of the jobs", 60)
     (first,) = study.out.glob("points/*1x1*/result.json")
     measured = first.stat().st_mtime_ns
