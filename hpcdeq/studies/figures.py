@@ -66,7 +66,7 @@ def _curves(store: Store, comparisons: Mapping[int, Comparison], label: str, *, 
                 points.setdefault(cell.method.title, {}).setdefault(x, []).append(found.scores.psnr)
     if not points:
         return None
-    canvas, axes = _canvas(6.4, 4.0)
+    canvas, ((axes,),) = _canvas(6.4, 4.0)
     for title, values in points.items():
         xs = sorted(values)
         colour, marker, line = _STYLES.get(title, (_GREY, "^", ":"))
@@ -88,7 +88,7 @@ def _parameters(methods: Sequence[Method]) -> Any:
     counts = {m.title: m.parameters for m in methods if m.parameters}
     if not counts:
         return None
-    canvas, axes = _canvas(6.4, 0.9 + 0.34 * len(counts))
+    canvas, ((axes,),) = _canvas(6.4, 0.9 + 0.34 * len(counts))
     titles = sorted(counts, key=lambda title: counts[title] or 0)
     bars = axes.barh(
         titles,
@@ -107,7 +107,7 @@ def _spectra(looks: Sequence[tuple[str, Look]], sigma: float) -> Any:
         return None
     shown = [(title, look) for title, look in looks if title != "noisy"]
     columns = len(first.points)
-    canvas, axes = _canvas(3.6 * columns, 3.6, columns)
+    canvas, (axes,) = _canvas(3.6 * columns, 3.6, columns)
     palette = _palette(len(shown))
     for i in range(columns):
         plot = axes[i]
@@ -151,11 +151,12 @@ def _palette(count: int) -> list[Any]:
 
 
 def _canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """A figure, and its axes by row and column."""
     from matplotlib.figure import Figure
 
     canvas = Figure(figsize=(width, height), layout="constrained")
-    axes = canvas.subplots(rows, columns)
-    for plot in np.ravel(np.asarray(axes, dtype=object)):
+    axes = canvas.subplots(rows, columns, squeeze=False)
+    for plot in axes.flat:
         plot.spines[["top", "right"]].set_visible(False)
         plot.tick_params(labelsize=8)
     return canvas, axes

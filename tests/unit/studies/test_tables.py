@@ -327,6 +327,14 @@ def _short_figures(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hpcdeq.studies.runtime.EDGE", 70)
 
 
+def test_a_single_method_has_tables_and_pictures_too(clean: Archive, tmp_path: Path) -> None:
+    words = ["--archive", str(clean.path), "--out", str(tmp_path / "study"), "--sigma", "50"]
+    ran = runner.invoke(app, ["tables", *words, "--methods", "tdl"])
+    assert ran.exit_code == 0, ran.output
+    assert "TDL" in ran.stdout
+    assert (tmp_path / "study/figures/errors.svg").is_file()
+
+
 @pytest.mark.usefixtures("_short_figures")
 def test_the_commands_write_tables_figures_and_one_report(clean: Archive, tmp_path: Path) -> None:
     folders = [saved(tmp_path / "deq"), saved(tmp_path / "prior", map="prior")]
