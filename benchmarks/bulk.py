@@ -26,10 +26,12 @@ from measure import memory, seconds_in_turn
 
 from hpcdeq.archive import Archive, SceneHeader, open_archive
 from hpcdeq.inference import DenoiseSettings, denoise_archive, denoise_share, plan_archive
+from hpcdeq.inference.applied import prepare
+from hpcdeq.inference.batches import denoise_tiles
 from hpcdeq.inference.ledger import Ledger, Record
 from hpcdeq.inference.plan import share_of
 from hpcdeq.inference.status import status_of
-from hpcdeq.inference.tiles import TileSolution, _denoise_each, prepare
+from hpcdeq.inference.tiles import TileSolution
 from hpcdeq.models import CnnSettings, ModelSettings, SparseDenoiser, SupportSettings, load_model, save_model
 from hpcdeq.solvers import Picard
 from hpcdeq.tiling import tiles_of
@@ -56,7 +58,7 @@ def throughput(archive: Archive, model_folder: Path, folder: Path, repeats: int,
         denoise_share(out)
 
     def bare() -> None:
-        for _ in _denoise_each(model, iter(cuts), settings):
+        for _ in denoise_tiles(model, cuts, settings):
             pass
 
     seconds = seconds_in_turn({"bare model": bare, "worker": worker}, repeats)

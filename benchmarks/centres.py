@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from hpcdeq.archive import open_archive
 from hpcdeq.inference import DenoiseSettings
-from hpcdeq.inference.tiles import DenoisedWindow, NoisyWindow, denoise_windows, prepare
+from hpcdeq.inference.applied import prepare
+from hpcdeq.inference.tiles import DenoisedWindow, NoisyWindow, denoise_windows
 from hpcdeq.metrics import mpsnr
 from hpcdeq.models import SparseDenoiser
 from hpcdeq.noise import Gaussian

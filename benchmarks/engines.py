@@ -28,7 +28,8 @@ from hpcdeq.cluster.ranks import place_of
 from hpcdeq.config import DdpConfig, DeepSpeedConfig, EngineConfig, TrainConfig, load_train_config
 from hpcdeq.models import SparseDenoiser
 from hpcdeq.training import data
-from hpcdeq.training.engines import Engine, new_engine
+from hpcdeq.training.engine import Engine
+from hpcdeq.training.engines import new_engine
 from hpcdeq.training.objective import Objective
 
 _DEFAULTS = ["model.block=32", "data.batch=8", "data.workers=1", "dictionary.atoms=512"]

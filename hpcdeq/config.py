@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
+from hpcdeq.documents import check_yaml, read_yaml_text, shortened
 from hpcdeq.errors import ConfigError, suggestion
 from hpcdeq.models import ModelSettings
 from hpcdeq.noise import Complex, Gaussian
 from hpcdeq.sparse import KSvdSettings
+
+_UNKNOWN = (
+    "extra_forbidden",
+    "unexpected_keyword_argument",
+)  # pydantic's words for a key that it does not know
+_MOST_LINES = 20  # of what is wrong with a configuration
 
 
 class _Section(BaseModel):
@@ -87,6 +94,8 @@ class TrainingConfig(_Section):
 
     start_from: Path | None = None
     """Model folder whose dictionary and weights to begin with."""
+    start_scalars: bool = True
+    """Whether to begin with b and mu of that model too; ``false`` begins at ``model.b`` and ``model.mu``."""
     pretrain_steps: Length = 2000
     """Steps of the prior alone, equation (12); or ``150 epochs``."""
     pretrain_lr: float = Field(default=1e-3, gt=0)
@@ -95,6 +104,11 @@ class TrainingConfig(_Section):
     """Steps of the whole model, equations (13) and (21); or ``100 epochs``."""
     lr: float = Field(default=1e-4, gt=0)
     """Learning rate of these."""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """How both rates go on: ``cosine`` rises over the first twentieth of the phase's steps, and falls along half a cosine to 0 at
+    the last one (arXiv:1608.03983)."""
+    ema: float = Field(default=0.0, ge=0, lt=1)
+    """Decay of the running average of the weights that is validated and written in their stead, such as 0.999; 0 for none."""
     lr_scalars_factor: float = Field(default=20.0, gt=0)
     """Learning rate of log b and log mu, relative to that of the weights."""
     support_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (3, 4, 5, 6, 8, 10, 12, 16)
@@ -160,7 +174,8 @@ def load_train_config(file: Path | None, overrides: Sequence[str]) -> TrainConfi
     try:
         return TrainConfig.model_validate(merged)
     except ValidationError as error:
-        raise ConfigError("\n".join(_explain(error))) from error
+        told = "" if file is None else f"; the config file is {file}"
+        raise ConfigError("\n".join(_explain(error)) + told) from error
 
 
 def dump_yaml(config: TrainConfig) -> str:
@@ -172,9 +187,9 @@ def _read_yaml(file: Path | None) -> dict[str, Any]:
     if file is None:
         return {}
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file), resolve=True)
-    except (OSError, yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"cannot read the config file {file}: {error}") from error
+        content = OmegaConf.to_container(OmegaConf.create(read_yaml_text(file)), resolve=True)
+    except Exception as error:  # the parsers raise whatever they like
+        raise ConfigError(f"cannot read the config file {file}: {shortened(str(error))}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the config file {file} must hold keys and values, got {type(content).__name__}")
     return {str(key): value for key, value in content.items()}
@@ -184,12 +199,15 @@ def _dotlist(overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         if "=" not in override or override.startswith(("=", "-")):
             raise ConfigError(
-                f"{override!r} is not an override; write key.sub=value, e.g. training.steps=500"
+                f"{shortened(repr(override))} is not an override; write key.sub=value, e.g. training.steps=500"
             )
     try:
+        for override in overrides:
+            check_yaml(override.partition("=")[2])
         content = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)), resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"cannot read the overrides {' '.join(overrides)}: {error}") from error
+    except Exception as error:  # the parsers raise whatever they like
+        words = shortened(" ".join(overrides))
+        raise ConfigError(f"cannot read the overrides {words}: {shortened(str(error))}") from error
     assert isinstance(content, dict)
     return {str(key): value for key, value in content.items()}
 
@@ -215,19 +233,45 @@ def _explain(error: ValidationError) -> list[str]:
     """One line for each wrong key: its dotted name, the rule, the value, and what was perhaps meant."""
     problems = error.errors(include_url=False)
     # A section of several kinds reports the errors of every kind; keep those of the kind that was named.
-    other_kinds = [p["loc"][:-1] for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
-    meant = [p for p in problems if not any(p["loc"][: len(k)] == k for k in other_kinds)]
-    return list(dict.fromkeys(_line(p) for p in meant or problems))
+    other_kinds = [p for p in problems if p["type"] == "literal_error" and p["loc"][-1] == "kind"]
+    meant = [
+        p for p in problems if not any(p["loc"][: len(k["loc"]) - 1] == k["loc"][:-1] for k in other_kinds)
+    ]
+    lines = list(dict.fromkeys(_line(p) for p in meant)) or _unknown_kinds(other_kinds)
+    more = len(lines) - _MOST_LINES
+    return lines if more <= 0 else [*lines[:_MOST_LINES], f"and {more} more"]
+
+
+def _unknown_kinds(problems: list[ErrorDetails]) -> list[str]:
+    """One line for each section whose kind is none of its kinds."""
+    valid: dict[str, list[str]] = {}
+    named: dict[str, Any] = {}
+    for problem in problems:
+        section = ".".join(_keys(problem))
+        valid.setdefault(section, []).append(problem["ctx"]["expected"].strip("'"))
+        named[section] = problem["input"]
+    return [
+        f"{section}: must be one of {', '.join(kinds)} (got {shortened(repr(named[section]))})"
+        for section, kinds in valid.items()
+    ]
+
+
+def _keys(problem: ErrorDetails) -> list[str]:
+    # Besides keys, a location names the class of the kind (capitalised) and pydantic's own steps (in brackets); the first is a
+    # key, and the last of an unknown one.
+    location = [str(part) for part in problem["loc"]]
+    surely = {0, len(location) - 1} if problem["type"] in _UNKNOWN else {0}
+    return [part for i, part in enumerate(location) if i in surely or not (part[:1].isupper() or "[" in part)]
 
 
 def _line(problem: ErrorDetails) -> str:
-    # Besides keys, a location names the class of the kind (capitalised) and pydantic's own steps (in brackets).
-    location = [str(part) for part in problem["loc"]]
-    keys = [part for part in location if not part[:1].isupper() and "[" not in part]
-    name = ".".join(keys)
-    if problem["type"] not in ("extra_forbidden", "unexpected_keyword_argument"):
-        return f"{name}: {problem['msg'].removeprefix('Value error, ')} (got {problem['input']!r})"
-    schema = TrainConfig.model_json_schema()
+    location, keys = [str(part) for part in problem["loc"]], _keys(problem)
+    name = shortened(".".join(keys))
+    if problem["type"] not in _UNKNOWN:
+        # A section says what is in it itself.
+        got = "" if isinstance(problem["input"], dict) else f" (got {shortened(repr(problem['input']))})"
+        return f"{name}: {problem['msg'].removeprefix('Value error, ')}{got}"
+    schema = _schema()
     classes = schema["$defs"]
     node = schema
     for part in location[:-1]:
@@ -237,3 +281,8 @@ def _line(problem: ErrorDetails) -> str:
             node = node["properties"][part]
             node = classes[node["$ref"].rsplit("/", 1)[-1]] if "$ref" in node else node
     return f"{name}: unknown key; {suggestion(keys[-1], node.get('properties', {}))}"
+
+
+@cache
+def _schema() -> dict[str, Any]:
+    return TrainConfig.model_json_schema()

@@ -1,7 +1,8 @@
-"""What the user sees: results on stdout, talk on stderr, a bar on a terminal and a line now and then in a log."""
+"""What the user sees: results on stdout, talk on stderr, a bar on a terminal or in a notebook, a line now and then in a log."""
 
 from __future__ import annotations
 
+import html
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 T = TypeVar("T")
 
 _LOG_SECONDS = 10.0
+_NOTEBOOK_SECONDS = 0.5
 
 
 _silent = False
@@ -55,15 +57,22 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 class Bar:
-    """Progress of a known number of steps: a bar on a terminal, a line every few seconds in a log."""
+    """Progress of a known number of steps: a bar on a terminal or in a notebook, a line every few seconds in a log."""
 
     def __init__(self, what: str, total: int, done: int = 0) -> None:
         self.what, self.total, self.done, self._first = what, total, done, done
         self._begin = self._last = time.monotonic()
         self._rich: Any = None
+        self._cell: Any = None  # where a notebook shows it
+        self._drawn = False
 
     def __enter__(self) -> Bar:
-        if sys.stderr.isatty() and not _silent:
+        if _silent:
+            return self
+        if (shell := _notebook()) is not None:
+            self._cell = shell.display_pub
+            self._draw(self._text(""))
+        elif sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -83,6 +92,8 @@ class Bar:
     ) -> None:
         if self._rich is not None:
             self._rich.stop()
+        if self._cell is not None:
+            self._draw(self._text(""))
 
     def advance(self, note: str = "") -> None:
         """Count one more step; ``note`` says how things stand."""
@@ -95,11 +106,34 @@ class Bar:
             self._rich.update(0, completed=self.done, description=f"{self.what} {note}".rstrip())
             return
         now = time.monotonic()
-        if now - self._last >= _LOG_SECONDS:
-            self._last = now
-            rate = (self.done - self._first) / (now - self._begin)
-            left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-            say(f"{self.what}: {self.done}/{self.total}{', ' if note else ''}{note}{left}")
+        if now - self._last < (_LOG_SECONDS if self._cell is None else _NOTEBOOK_SECONDS):
+            return
+        self._last = now
+        if self._cell is None:
+            say(self._text(note))
+        else:
+            self._draw(self._text(note))
+
+    def _text(self, note: str) -> str:
+        seconds = time.monotonic() - self._begin
+        rate = (self.done - self._first) / max(seconds, 1e-9)
+        left = (
+            f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 and self.done < self.total else ""
+        )
+        return f"{self.what}: {self.done}/{self.total}{', ' if note else ''}{note}{left}"
+
+    def _draw(self, text: str) -> None:
+        bar = f'<progress value="{self.done}" max="{self.total}"></progress> {html.escape(text)}'
+        shown = {"text/html": bar, "text/plain": text}
+        self._cell.publish(shown, transient={"display_id": f"hpcdeq-{id(self)}"}, update=self._drawn)
+        self._drawn = True
+
+
+def _notebook() -> Any:
+    """Return the shell of IPython if this runs in a notebook, else None."""
+    python = sys.modules.get("IPython")
+    shell = None if python is None else python.get_ipython()
+    return shell if hasattr(shell, "kernel") else None
 
 
 def progress(items: Iterable[T], total: int, what: str) -> Iterator[T]:

@@ -6,8 +6,9 @@ import os
 import shutil
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import zarr
@@ -17,12 +18,9 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from hpcdeq.archive import layout
 from hpcdeq.archive.layout import FINGERPRINT, RADIANCE, SHARD_CHECKSUM, SceneHeader
 from hpcdeq.archive.scene import Scene, checksum_of
+from hpcdeq.archive.staging import StagedFolder
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window
-
-if TYPE_CHECKING:
-    from hpcdeq.archive.store import Archive
-
 
 # Every shard must exist as a file, even one of zeros: a missing file is a lost shard, never data.
 _WRITE_ZEROS: Any = {"write_empty_chunks": True}
@@ -33,7 +31,7 @@ class SceneDraft:
 
     def __init__(
         self,
-        archive: Archive,
+        archive: StagedFolder,
         name: str,
         header: SceneHeader,
         path: Path,
@@ -51,7 +49,7 @@ class SceneDraft:
         try:
             making.rename(path)
         except OSError:  # begun before, or another process was faster
-            if not path.exists():
+            if not path.is_dir() or path.is_symlink():
                 raise
             self._mend(making, damaged)
             shutil.rmtree(making)
@@ -222,6 +220,7 @@ def _create(path: Path, header: SceneHeader) -> None:
     """Make a scene without pixels."""
     attributes = {**header.attributes, "Conventions": "CF-1.13", "hpcdeq_schema": layout.SCHEMA}
     group = zarr.create_group(path, zarr_format=3, attributes=attributes)
+    create = partial(group.create_array, config=_WRITE_ZEROS)
     bands, height, width = header.shape
     edge_y, edge_x = (layout.shard_edge(n, bands) for n in (height, width))
     codecs: Any = [ZstdCodec(level=3), Crc32cCodec()]
@@ -236,7 +235,7 @@ def _create(path: Path, header: SceneHeader) -> None:
     def create_sharded(
         name: str, channel: str, channels: int, dtype: Any, attributes: dict[str, Any]
     ) -> None:
-        group.create_array(
+        create(
             name,
             shape=(channels, height, width),
             dtype=dtype,
@@ -246,7 +245,6 @@ def _create(path: Path, header: SceneHeader) -> None:
             fill_value=0,
             dimension_names=(channel, "y", "x"),
             attributes=attributes,
-            config=_WRITE_ZEROS,
         )
 
     create_sharded(RADIANCE, "band", bands, header.dtype, units)
@@ -254,17 +252,14 @@ def _create(path: Path, header: SceneHeader) -> None:
         create_sharded(layout.CODES, "code", header.codes, "float16", {"long_name": "sparse codes"})
     for name, values in ((layout.WAVELENGTH, header.wavelengths), (layout.FWHM, header.fwhm)):
         if values is not None:
-            array = group.create_array(
+            create(
                 name,
-                shape=(bands,),
-                dtype="float64",
+                data=np.asarray(values, np.float64),
                 dimension_names=("band",),
                 attributes={"units": "nm"},
-                config=_WRITE_ZEROS,
             )
-            array[...] = values
     if header.has_mask:
-        group.create_array(
+        create(
             layout.VALID_MASK,
             shape=(height, width),
             dtype="uint8",
@@ -273,13 +268,11 @@ def _create(path: Path, header: SceneHeader) -> None:
             fill_value=0,
             dimension_names=("y", "x"),
             attributes={"long_name": "1 where the pixel holds data"},
-            config=_WRITE_ZEROS,
         )
-    group.create_array(
+    create(
         SHARD_CHECKSUM,
         shape=(-(-height // edge_y), -(-width // edge_x)),
         dtype="uint64",
         dimension_names=("shard_y", "shard_x"),
         attributes={"long_name": "first 64 bits of the SHA-256 of every shard file of radiance"},
-        config=_WRITE_ZEROS,
     )

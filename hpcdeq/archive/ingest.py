@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import shutil
 from collections.abc import Callable, Iterator, Sequence
@@ -19,8 +20,9 @@ from hpcdeq.archive import layout
 from hpcdeq.archive.layout import SceneHeader
 from hpcdeq.archive.readers import RawScene, Selection, Source, find, open_raw
 from hpcdeq.archive.scan import Scan, read_clean, scan, stored_dtype, windows_of
-from hpcdeq.archive.store import Archive, beside, open_archive
-from hpcdeq.errors import ConfigError, HpcdeqError, SceneError
+from hpcdeq.archive.staging import beside
+from hpcdeq.archive.store import Archive, open_archive
+from hpcdeq.errors import ConfigError, HpcdeqError, SceneError, StorageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,10 +100,20 @@ def ingest(
     Raises
     ------
     ConfigError
-        If there is nothing to ingest in ``raw``.
+        If there is nothing to ingest in ``raw``, or it is the archive itself.
     ArchiveError
         If ``archive`` is something else.
+    StorageError
+        If there is no room for the archive; scenes that are complete stay.
     """
+    if not any(path.exists() for path in raw):
+        raise ConfigError(
+            f"no such file or folder: {', '.join(map(str, raw))}; name what holds the raw scenes"
+        )
+    if archive.resolve() in [path.resolve() for path in raw]:
+        raise ConfigError(
+            f"--archive {archive} is the folder of the raw scenes; choose another one for the archive"
+        )
     finding = find(raw, skip=(archive, beside(archive, "staging")))
     for text in finding.notes:
         note(text)
@@ -124,9 +136,11 @@ def ingest(
         return outcome
 
     tasks = [delayed(work, pure=False)(source) for source in sources]
-    done = compute(*tasks, scheduler="threads", num_workers=workers)
-    if finding.sources:
-        target.close()
+    try:
+        done = compute(*tasks, scheduler="threads", num_workers=workers)
+    finally:
+        if finding.sources:
+            target.close()
     return [*done, *failed]
 
 
@@ -149,6 +163,12 @@ def _ingest_safely(archive: Archive, source: Source, options: IngestOptions, ove
         return _ingest_one(archive, source, options, overwrite)
     except HpcdeqError as error:
         return Outcome(source.name, "failed", str(error))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):  # the others would meet it too
+            raise StorageError(
+                f"{archive.path} cannot be written: {error.strerror}; what is finished stays, and the same command goes on"
+            ) from error
+        return Outcome(source.name, "failed", f"cannot be read: {error}; copy it again from its source")
     except Exception as error:  # one bad file must not end the others, whatever a library raises at it
         message = f"cannot be ingested ({type(error).__name__}: {error}); copy it again from its source"
         return Outcome(source.name, "failed", message)
@@ -255,6 +275,10 @@ def _full_scale(raw: RawScene, seen: Scan, said: float | None) -> tuple[float, s
     if said is not None:
         return said, "--scale"
     if raw.full_scale is not None:
+        if not (np.isfinite(raw.full_scale) and raw.full_scale > 0):
+            raise SceneError(
+                f"its {raw.full_scale_from} is {raw.full_scale:g}, which is no full scale; say it with --scale VALUE"
+            )
         return raw.full_scale, raw.full_scale_from
     if raw.dtype.kind == "f" and 0.0 < seen.high <= 1.0:
         return 1.0, "floats up to 1"

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcdeq.documents import shortened
 from hpcdeq.errors import HpcdeqError, SceneError
 
 SCHEMA = 2
@@ -33,7 +34,6 @@ MAX_SHARD_BYTES = 128 << 20
 MAX_EDGE = 1 << 20
 MAX_BANDS = 1 << 14
 MAX_CHUNK_BYTES = 1 << 30
-CODECS = frozenset({"sharding_indexed", "bytes", "zstd", "crc32c", "gzip", "blosc"})
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 
@@ -66,7 +66,7 @@ def check_schema(schema: object, what: str, error: type[HpcdeqError] = SceneErro
         return
     older = isinstance(schema, int) and schema < SCHEMA
     advice = "make it again from its source with this version" if older else "update hpcdeq"
-    raise error(f"{what} has schema {schema!r}; this version reads schema {SCHEMA}: {advice}")
+    raise error(f"{what} has schema {shortened(repr(schema))}; this version reads schema {SCHEMA}: {advice}")
 
 
 def check_name(name: str) -> str:
@@ -80,7 +80,7 @@ def check_name(name: str) -> str:
     """
     if not _NAME.fullmatch(name) or ".." in name:
         raise SceneError(
-            f"{name!r} cannot name a scene: use 1 to 200 letters, digits, '.', '_' or '-', "
+            f"{shortened(repr(name))} cannot name a scene: use 1 to 200 letters, digits, '.', '_' or '-', "
             "beginning with a letter or digit, and no '..'; rename the file or folder"
         )
     return name

@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Iterator
 from functools import cached_property
-from itertools import pairwise, product
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,8 +15,10 @@ import numpy as np
 import zarr
 from numpy.typing import NDArray
 
-from hpcdeq.archive import layout, shard
+from hpcdeq.archive import layout
 from hpcdeq.archive.layout import RADIANCE, SHARD_CHECKSUM, SceneHeader
+from hpcdeq.archive.shard import StoredArray, describe, metadata
+from hpcdeq.documents import shortened
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window, partition
 
@@ -40,31 +42,28 @@ class Scene:
         self.name = path.name
         # Read without Zarr, which takes ten times as long: archives have thousands of scenes.
         try:
-            group, array = _metadata(path, "group"), _metadata(path / RADIANCE, "array")
-            self._attributes: dict[str, Any] = group["attributes"]
-            self._scale_factor = float(array["attributes"].get("scale_factor", 1.0))
-            self._shape = tuple(int(n) for n in array["shape"])
-            self._shard_shape = tuple(int(n) for n in array["chunk_grid"]["configuration"]["chunk_shape"])
-            self.dtype = np.dtype(array["data_type"])
-            codecs = _codec_names(array["codecs"])
-        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            self._attributes: dict[str, Any] = dict(metadata(path, "group")["attributes"])
+            layout.check_schema(self._attributes.get("hpcdeq_schema"), f"scene {self.name}")
+            self._radiance = describe(path / RADIANCE)
+            self._scale_factor = float(self._radiance.attributes.get("scale_factor", 1.0))
+        except SceneError:
+            raise
+        except Exception as error:  # of all kinds, as anything may stand there
             raise SceneError(
-                f"scene {self.name}: not a readable Zarr v3 scene at {path}: {type(error).__name__}: {error}"
+                f"scene {self.name}: not a readable Zarr v3 scene at {path}: {type(error).__name__}: {shortened(str(error))}; "
+                "docs/archive-format.md says what is read"
             ) from error
-        self._check(codecs)
+        self._check()
 
-    @cached_property
+    @property
     def radiance(self) -> zarr.Array[Any]:
-        """The stored pixels (band, y, x)."""
+        """The stored pixels (band, y, x), as Zarr reads them: without checks of what is missing."""
         return zarr.open_array(self.path / RADIANCE, mode="r", zarr_format=3)
 
-    @cached_property
-    def _group(self) -> zarr.Group:
-        return zarr.open_group(self.path, mode="r", zarr_format=3)
-
-    @cached_property
-    def _decodable(self) -> bool:
-        return shard.readable(self.radiance)
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Type of the stored pixels."""
+        return self._radiance.dtype
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -74,7 +73,7 @@ class Scene:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(band, y, x)."""
-        return cast(tuple[int, int, int], self._shape)
+        return cast(tuple[int, int, int], self._radiance.shape)
 
     @property
     def scale_factor(self) -> float:
@@ -90,17 +89,18 @@ class Scene:
         SceneError
             If files of the checksums, the mask or the coordinates are missing.
         """
-        told = (self._shape, self._shard_shape, self.dtype.str, self.scale_factor, self._attributes)
+        shapes = self._radiance.shape, self._radiance.file_shape
+        told = (*shapes, self.dtype.str, self.scale_factor, self._attributes)
         found = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
         try:
             for name in (SHARD_CHECKSUM, layout.VALID_MASK, layout.WAVELENGTH, layout.FWHM):
                 if name == SHARD_CHECKSUM or self._has(name):
-                    for file in (self.path / name / "zarr.json", *self._files(name)):
+                    for file in (self.path / name / "zarr.json", *self._described(name).files()):
                         content = file.read_bytes()
                         found.update(f"{file.relative_to(self.path)} {len(content)} ".encode() + content)
-        except (OSError, KeyError, ValueError, TypeError) as error:
+        except (OSError, ValueError) as error:
             raise SceneError(
-                f"scene {self.name}: cannot read {name}: {error}; ingest the scene again"
+                f"scene {self.name}: cannot read {name}: {shortened(str(error))}; ingest the scene again"
             ) from error
         return found.hexdigest()
 
@@ -151,7 +151,7 @@ class Scene:
         window = window or self.extent
         if not self.has_mask:
             return np.ones((window.height, window.width), bool)
-        return self._beside(layout.VALID_MASK, window.slices).astype(bool)
+        return self.beside(layout.VALID_MASK, window.slices).astype(bool)
 
     @property
     def extent(self) -> Window:
@@ -161,7 +161,7 @@ class Scene:
     @property
     def shard_shape(self) -> tuple[int, int]:
         """(y, x) size of a shard in pixels; the last of a row or column may be smaller."""
-        _, y, x = self._shard_shape
+        _, y, x = self._radiance.file_shape
         return y, x
 
     def shards(self, window: Window | None = None) -> Iterator[Window]:
@@ -180,16 +180,7 @@ class Scene:
         """
         window = window or self.extent
         try:
-            if not self._decodable:
-                return self._through_zarr(RADIANCE, (slice(0, self.shape[0]), *window.slices))
-            if window == self._shard_at(window.y0, window.x0):
-                return shard.read_shard(self.shard_path(window), self.radiance, window)
-            values = np.empty((self.shape[0], window.height, window.width), self.radiance.dtype)
-            for whole in self._shards_that_meet(window):
-                part = whole.intersect(window)
-                inside = (slice(None), *part.shift(-window.y0, -window.x0).slices)
-                values[inside] = shard.read_shard(self.shard_path(whole), self.radiance, whole, part)
-            return values
+            return self._radiance.read((slice(0, self.shape[0]), *window.slices))
         except Exception as error:  # codecs raise whatever they like
             raise SceneError(
                 f"scene {self.name}: cannot read rows {window.y0}:{window.y1}, columns {window.x0}:{window.x1}: "
@@ -210,9 +201,20 @@ class Scene:
         return values
 
     @property
-    def codes(self) -> zarr.Array[Any] | None:
-        """Sparse codes (code, y, x) of a scene denoised with them, or None."""
-        return cast("zarr.Array[Any]", self._group[layout.CODES]) if layout.CODES in self._group else None
+    def code_count(self) -> int:
+        """Sparse codes a pixel of a scene denoised with them; 0 of one without."""
+        return self._described(layout.CODES).shape[0] if self._has(layout.CODES) else 0
+
+    def codes(self, window: Window | None = None) -> NDArray[np.float16]:
+        """Sparse codes (code, y, x) of a window of a scene denoised with them.
+
+        Raises
+        ------
+        SceneError
+            If it has none, or they are damaged.
+        """
+        where = (slice(0, self.code_count), *(window or self.extent).slices)
+        return self.beside(layout.CODES, where)
 
     @property
     def code_bytes(self) -> int:
@@ -235,8 +237,7 @@ class Scene:
         SceneError
             If the scene has no codes, or those of the full map, which are no copy of the pixels.
         """
-        stored = self.codes
-        if stored is None:
+        if not self.code_count:
             raise SceneError(f"scene {self.name} has no codes; denoise it with --codes to keep them")
         supports = self._optional(layout.SUPPORT)
         if supports is None:
@@ -248,14 +249,19 @@ class Scene:
         dictionary, rows, columns = (
             self._stored_beside(name) for name in (layout.DICTIONARY, layout.CELL_Y, layout.CELL_X)
         )
-        codes = self._beside(layout.CODES, (slice(0, stored.shape[0]), *window.slices)).astype(np.float32)
-        pixels = np.empty((len(dictionary), window.height, window.width), np.float32)
-        for i, (y0, y1) in enumerate(pairwise([*rows.tolist(), self.shape[1]])):
-            for j, (x0, x1) in enumerate(pairwise([*columns.tolist(), self.shape[2]])):
-                cell = Window(y0, y1, x0, x1).intersect(window)
-                if cell.height > 0 and cell.width > 0:
-                    inside = (slice(None), *cell.shift(-window.y0, -window.x0).slices)
-                    pixels[inside] = np.tensordot(dictionary[:, supports[i, j]], codes[inside], 1)
+        codes = self.codes(window).astype(np.float32)
+        pixels = np.zeros((len(dictionary), window.height, window.width), np.float32)
+        try:
+            for i, (y0, y1) in enumerate(pairwise([*rows.tolist(), self.shape[1]])):
+                for j, (x0, x1) in enumerate(pairwise([*columns.tolist(), self.shape[2]])):
+                    cell = Window(y0, y1, x0, x1).intersect(window)
+                    if cell.height > 0 and cell.width > 0:
+                        inside = (slice(None), *cell.shift(-window.y0, -window.x0).slices)
+                        pixels[inside] = np.tensordot(dictionary[:, supports[i, j]], codes[inside], 1)
+        except (IndexError, ValueError, TypeError) as error:
+            raise SceneError(
+                f"scene {self.name}: its codes, supports and dictionary do not go together ({error}); denoise it again"
+            ) from error
         return pixels
 
     def _stored_beside(self, name: str) -> NDArray[Any]:
@@ -263,17 +269,6 @@ class Scene:
         if stored is None:
             raise SceneError(f"scene {self.name}: no {name!r} array beside its codes; denoise it again")
         return stored
-
-    def _shard_at(self, y: int, x: int) -> Window:
-        (edge_y, edge_x), (_, height, width) = self.shard_shape, self.shape
-        y0, x0 = y // edge_y * edge_y, x // edge_x * edge_x
-        return Window(y0, min(y0 + edge_y, height), x0, min(x0 + edge_x, width))
-
-    def _shards_that_meet(self, window: Window) -> Iterator[Window]:
-        edge_y, edge_x = self.shard_shape
-        for y in range(window.y0 // edge_y * edge_y, window.y1, edge_y):
-            for x in range(window.x0 // edge_x * edge_x, window.x1, edge_x):
-                yield self._shard_at(y, x)
 
     def shard_path(self, window: Window, array: str = RADIANCE) -> Path:
         """File of the shard of an array, ``radiance`` or ``codes``, that holds ``window``."""
@@ -297,66 +292,63 @@ class Scene:
             attributes=self.attributes,
         )
 
-    def _check(self, codecs: set[str]) -> None:
-        """Bound what the metadata claims before anything is allocated by it."""
-        name, dtype = self.name, self.dtype
-        schema = self._attributes.get("hpcdeq_schema")
-        layout.check_schema(schema, f"scene {name}")
-        if len(self._shape) != 3 or len(self._shard_shape) != 3:
-            raise SceneError(f"scene {name}: radiance must be (band, y, x), got shape {self._shape}")
-        if dtype.kind not in "uif" or dtype.itemsize > 8:
-            raise SceneError(f"scene {name}: radiance must hold integers or floats, got {dtype}")
-        bands, height, width = self._shape
-        if not (
-            1 <= bands <= layout.MAX_BANDS
-            and 1 <= height <= layout.MAX_EDGE
-            and 1 <= width <= layout.MAX_EDGE
-        ):
-            raise SceneError(
-                f"scene {name}: shape {self._shape} is out of bounds: 1 to {layout.MAX_BANDS} bands, 1 to {layout.MAX_EDGE} pixels"
-            )
-        size = math.prod(self._shard_shape) * dtype.itemsize
-        if min(self._shard_shape) < 1 or size > layout.MAX_CHUNK_BYTES:
-            raise SceneError(
-                f"scene {name}: a shard of {size} bytes is over the bound of {layout.MAX_CHUNK_BYTES}"
-            )
-        if unknown := codecs - layout.CODECS:
-            raise SceneError(
-                f"scene {name}: codec {sorted(unknown)} is not among those allowed: {sorted(layout.CODECS)}"
-            )
+    def _check(self) -> None:
+        """Bound what the metadata claim of the pixels beyond what holds for any array."""
+        name, array = self.name, self._radiance
+        if len(array.shape) != 3:
+            raise SceneError(f"scene {name}: radiance must be (band, y, x), got shape {array.shape}")
+        if array.shape[0] > layout.MAX_BANDS:
+            raise SceneError(f"scene {name}: {array.shape[0]} bands are over the bound of {layout.MAX_BANDS}")
+        if array.file_shape[0] < array.shape[0]:
+            raise SceneError(f"scene {name}: a shard must hold all bands, got shards of {array.file_shape}")
+        if not (math.isfinite(self._scale_factor) and self._scale_factor > 0):
+            raise SceneError(f"scene {name}: scale_factor must be positive, got {self._scale_factor}")
 
     def _optional(self, name: str) -> NDArray[Any] | None:
-        return self._beside(name) if self._has(name) else None
+        return self.beside(name) if self._has(name) else None
 
     def _has(self, name: str) -> bool:
         return (self.path / name / "zarr.json").is_file()
 
-    def _beside(self, name: str, where: tuple[slice, ...] | None = None) -> NDArray[Any]:
-        """Read an array beside the pixels, or a part of it."""
+    def _described(self, name: str) -> StoredArray:
+        """What the metadata tell of an array beside the pixels, which must have the shape that goes with theirs."""
         try:
-            return self._through_zarr(name, where)
+            found = describe(self.path / name)
+        except Exception as error:  # of all kinds, as anything may stand there
+            raise self._unreadable(name, error) from error
+        bands, *pixels = self.shape
+        shards = [-(-size // edge) for size, edge in zip(pixels, self.shard_shape, strict=True)]
+        meant = {
+            layout.WAVELENGTH: [bands],
+            layout.FWHM: [bands],
+            layout.VALID_MASK: pixels,
+            SHARD_CHECKSUM: shards,
+            layout.CODES: [found.shape[0], *pixels],
+        }.get(name, found.shape)
+        if found.shape != tuple(meant):
+            raise self._unreadable(name, ValueError(f"shape {found.shape}, not {tuple(meant)}"))
+        return found
+
+    def beside(self, name: str, where: tuple[slice, ...] | None = None) -> NDArray[Any]:
+        """Read an array beside the pixels, or a part of it.
+
+        Raises
+        ------
+        SceneError
+            If it is damaged, or a part of it is missing.
+        """
+        found = self._described(name)
+        try:
+            if where is None and math.prod(found.shape) * found.dtype.itemsize > layout.MAX_CHUNK_BYTES:
+                raise ValueError(f"shape {found.shape} is over the bound of {layout.MAX_CHUNK_BYTES} bytes")
+            return found.read(where)
         except Exception as error:  # codecs raise whatever they like
-            raise SceneError(
-                f"scene {self.name}: cannot read {name}: {error}; ingest the scene again"
-            ) from error
+            raise self._unreadable(name, error) from error
 
-    def _through_zarr(self, name: str, where: tuple[slice, ...] | None = None) -> NDArray[Any]:
-        """Read an array, or a part of it, of which all files are there: Zarr takes one that is missing for zeros."""
-        for file in self._files(name, where):
-            if not file.is_file():
-                raise FileNotFoundError(f"{file.relative_to(self.path)} is missing")
-        return np.asarray(cast("zarr.Array[Any]", self._group[name])[where or ...])
-
-    def _files(self, name: str, where: tuple[slice, ...] | None = None) -> Iterator[Path]:
-        """Files that hold an array, or a part of it."""
-        told = _metadata(self.path / name, "array")
-        edges = told["chunk_grid"]["configuration"]["chunk_shape"]
-        where = where or tuple(slice(0, size) for size in told["shape"])
-        numbers = (
-            range(part.start // edge, -(-part.stop // edge)) for part, edge in zip(where, edges, strict=True)
+    def _unreadable(self, name: str, error: Exception) -> SceneError:
+        return SceneError(
+            f"scene {self.name}: cannot read {name}: {shortened(str(error))}; ingest the scene again"
         )
-        for place in product(*numbers):
-            yield self.path.joinpath(name, "c", *map(str, place))
 
 
 def checksum_of(path: Path) -> int:
@@ -367,20 +359,3 @@ def checksum_of(path: Path) -> int:
     """
     with path.open("rb") as file:
         return int.from_bytes(hashlib.file_digest(file, "sha256").digest()[:8], "big")
-
-
-def _metadata(path: Path, kind: str) -> dict[str, Any]:
-    """Read what Zarr says of a group or an array."""
-    told = json.loads((path / "zarr.json").read_text())
-    if told["node_type"] != kind or told["zarr_format"] != 3:
-        raise ValueError(f"{path.name} is no {kind} of Zarr v3")
-    return cast("dict[str, Any]", told)
-
-
-def _codec_names(codecs: Any) -> set[str]:
-    names: set[str] = set()
-    for codec in codecs:
-        names.add(codec["name"])
-        inner = codec.get("configuration", {}) or {}
-        names |= _codec_names(inner.get("codecs", ())) | _codec_names(inner.get("index_codecs", ()))
-    return names

@@ -10,8 +10,10 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any, Literal
 
+from hpcdeq.archive.layout import check_name
 from hpcdeq.archive.scene import Scene
 from hpcdeq.archive.store import Archive
+from hpcdeq.documents import read_json, shortened
 from hpcdeq.errors import ConfigError
 from hpcdeq.noise import stable_hash
 
@@ -160,10 +162,11 @@ def read_split(path: Path) -> Split:
         If the file is missing, is none, or has a scene in two parts.
     """
     try:
-        content: Any = json.loads(path.read_text())
+        content: Any = read_json(path)
         if content["format"] != FORMAT or content["version"] != VERSION:
             raise ConfigError(
-                f"{path}: format {content['format']} {content['version']}; this version reads {FORMAT} {VERSION}"
+                f"{path}: format {shortened(content['format'])} {shortened(content['version'])}; "
+                f"this version reads {FORMAT} {VERSION}"
             )
         parts: dict[Part, dict[str, tuple[str, ...]]] = {
             part: {
@@ -171,8 +174,12 @@ def read_split(path: Path) -> Split:
             }
             for part in PARTS
         }
-    except (OSError, json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+        for name in (name for scenes in parts.values() for name in scenes):
+            check_name(name)
+    except ConfigError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"cannot read the split file {path}: {error!r}; `hpcdeq split` makes one"
+            f"cannot read the split file {path}: {shortened(repr(error))}; `hpcdeq split` makes one"
         ) from error
     return Split(parts)

@@ -1,14 +1,9 @@
-"""Archives: a root group on disk, one group for each complete scene, and a place aside for those being written."""
+"""Archives: a root group on disk, and one group for each complete scene."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import os
 import shutil
-import socket
-import time
-import uuid
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -18,16 +13,13 @@ from hpcdeq.archive import layout
 from hpcdeq.archive.draft import SceneDraft
 from hpcdeq.archive.layout import SceneHeader
 from hpcdeq.archive.scene import Scene
-from hpcdeq.errors import ArchiveError, ArchiveNotFoundError, SceneError
+from hpcdeq.archive.shard import metadata
+from hpcdeq.archive.staging import StagedFolder, check_no_link
+from hpcdeq.errors import ArchiveError, ArchiveNotFoundError, ConfigError, SceneError
 
-_STALE_SECONDS = 24 * 3600.0
 
-
-class Archive:
+class Archive(StagedFolder):
     """A folder of scenes. Iterating gives the scenes' names in order; ``archive[name]`` opens one."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
 
     def names(self) -> list[str]:
         """Names of all complete scenes, sorted; also of one that has lost its metadata, so that it is not passed over."""
@@ -63,8 +55,8 @@ class Archive:
     def has_root(self) -> bool:
         """Whether there is a root group, of this schema or another."""
         try:
-            return "hpcdeq_schema" in zarr.open_group(self.path, mode="r", zarr_format=3).attrs
-        except Exception:  # of damaged metadata Zarr raises whatever it likes
+            return "hpcdeq_schema" in metadata(self.path, "group")["attributes"]
+        except (OSError, ValueError, KeyError, TypeError):
             return False
 
     def make_root(self) -> None:
@@ -76,11 +68,6 @@ class Archive:
         (making / "zarr.json").replace(self.path / "zarr.json")
         shutil.rmtree(making)
         self.close()
-
-    @property
-    def staging(self) -> Path:
-        """Folder beside the archive for scenes that are not complete yet."""
-        return beside(self.path, "staging")
 
     def draft(self, name: str, header: SceneHeader) -> SceneDraft:
         """Begin a scene of your own: aside, under a name that no other process uses."""
@@ -122,75 +109,10 @@ class Archive:
             visible.rename(path)
         return SceneDraft(self, name, header, path, fingerprint, damaged)
 
-    def shared_path(self, name: str, fingerprint: str) -> Path:
-        """Folder of a shared draft."""
-        return self.staging / f"{layout.check_name(name)}@{fingerprint}"
-
-    def fingerprint(self, name: str) -> str | None:
-        """Return that of a complete scene that was made from a shared draft; None if there is none."""
-        try:
-            attributes = json.loads((self.path / layout.check_name(name) / "zarr.json").read_text())[
-                "attributes"
-            ]
-        except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
-            return None
-        found = attributes.get(layout.FINGERPRINT)
-        return found if isinstance(found, str) else None
-
     def remove(self, name: str) -> None:
         """Remove a complete scene, if there is one."""
         self.staging.mkdir(exist_ok=True)
         self.discard(self.path / layout.check_name(name))
-
-    def discard(self, path: Path) -> None:
-        """Remove a scene or a draft, if it is there: moved aside first, as nobody must go on with what a kill leaves of it."""
-        aside = self.attempt(path.name.partition("@")[0])
-        with contextlib.suppress(FileNotFoundError):
-            path.rename(aside)
-        shutil.rmtree(aside, ignore_errors=True)
-
-    def attempt(self, name: str) -> Path:
-        """Path in the staging folder that no other process uses; it tells whose it is."""
-        owner = f"{socket.gethostname()}.{os.getpid()}.{uuid.uuid4().hex[:8]}"
-        return self.staging / f"{layout.check_name(name)}@{owner}"
-
-    def sweep(self, wanted: Collection[Path] | None = None) -> None:
-        """Remove attempts that killed runs left aside: those of dead processes of this host, of others after a day.
-
-        Parameters
-        ----------
-        wanted
-            Shared drafts that are to be gone on with; the others are removed. None keeps them all.
-        """
-        try:
-            there = list(self.staging.iterdir())
-        except FileNotFoundError:
-            return
-        for left in there:
-            owner = left.name.partition("@")[2].rsplit(".", 2)
-            if len(owner) != 3:  # a shared draft, which waits to be gone on with
-                if wanted is not None and left not in wanted:
-                    self.discard(left)
-                continue
-            host, pid, _ = owner
-            dead = host == socket.gethostname() and not Path(f"/proc/{pid}").exists()
-            with contextlib.suppress(FileNotFoundError):  # its owner is done with it
-                if dead or time.time() - left.stat().st_mtime > _STALE_SECONDS:
-                    shutil.rmtree(left) if left.is_dir() else left.unlink()
-
-    def close(self) -> None:
-        """Remove the staging folder if nothing is left in it: the last thing a run does that writes alone.
-
-        Of several, another may be about to write there.
-        """
-        with contextlib.suppress(OSError):  # another process writes there, or it never existed
-            self.staging.rmdir()
-
-
-def beside(archive: Path, kind: str) -> Path:
-    """Folder of a kind beside an archive, named after it."""
-    path = Path(os.path.abspath(archive))  # noqa: PTH100 - that of `.` has a name, and links stay links
-    return path.with_name(f"{path.name}.{kind}")
 
 
 def _is_scene(path: Path) -> bool:
@@ -212,19 +134,31 @@ def open_archive(path: Path | str, *, create: bool = False) -> Archive:
     ArchiveNotFoundError
         If there is nothing at ``path`` and ``create`` is False.
     ArchiveError
-        If there is something else, or an archive of another schema.
+        If there is something else, or an archive of another schema; or a link, if it may be made.
+    ConfigError
+        If it would be made inside another archive, where it would be taken for a damaged scene.
     """
     path = Path(path)
+    if create:
+        check_no_link(path)
     if create and (not path.exists() or (path.is_dir() and not any(path.iterdir()))):
+        for folder in path.resolve().parents:
+            if (folder / "zarr.json").is_file():
+                raise ConfigError(
+                    f"{path} would lie inside the archive {folder}; choose a folder outside of it"
+                )
         Archive(path).make_root()
     if not path.exists():
         raise ArchiveNotFoundError(
             f"no archive at {path}; make one with: hpcdeq ingest RAW... --archive {path}"
         )
     try:
-        schema = zarr.open_group(path, mode="r", zarr_format=3).attrs.get("hpcdeq_schema")
-    except (OSError, ValueError, TypeError) as error:
-        raise ArchiveError(f"{path} is not an hpcdeq archive: it has no Zarr v3 root group") from error
+        schema = dict(metadata(path, "group")["attributes"]).get("hpcdeq_schema")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        advice = "choose another folder" if create else "hpcdeq ingest makes archives of raw scenes"
+        raise ArchiveError(
+            f"{path} is not an hpcdeq archive: it has no Zarr v3 root group; {advice}"
+        ) from error
     if schema is None:
         raise ArchiveError(
             f"{path} is a Zarr group, but not an hpcdeq archive: it has no 'hpcdeq_schema' attribute"

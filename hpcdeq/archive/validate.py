@@ -80,7 +80,7 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
         except SceneError as error:
             yield Problem(scene.name, _message(error, scene.name), window)
         codes = scene.shard_path(window, CODES)
-        if scene.codes is not None and not codes.is_file():
+        if scene.code_count and not codes.is_file():
             yield Problem(
                 scene.name, f"shard {codes.relative_to(scene.path)} is missing; denoise it again", window
             )
@@ -123,11 +123,11 @@ def _check_chunks(scene: Scene, shard: Window) -> Iterator[Problem]:
 def _decode(scene: Scene, window: Window) -> str | None:
     """Say what is wrong with the pixels of a window, or None."""
     try:
-        values = np.asarray(scene.radiance[(slice(None), *window.slices)])
-        if scene.codes is not None:
-            scene.codes[(slice(None), *window.slices)]
-    except Exception as error:  # codecs raise whatever they like
-        return f"chunk cannot be decoded ({type(error).__name__}: {error})"
+        values = scene.stored(window)
+        if scene.code_count:
+            scene.codes(window)
+    except SceneError as error:
+        return f"chunk cannot be decoded ({error.__cause__ or error})"
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         return f"chunk holds {int((~np.isfinite(values)).sum())} NaN or infinite values"
     return None

@@ -10,14 +10,17 @@ import typer
 
 def cancel(
     run: Annotated[
-        Path, typer.Argument(help="Folder of a training run or study, or archive that denoise writes.")
+        Path,
+        typer.Argument(
+            metavar="RUN", help="Folder of a training run or study, or archive that denoise writes."
+        ),
     ],
 ) -> None:
-    """End the jobs that were submitted for a run, and a command that waits for them.
+    """End the jobs of a run, and a command that waits for them.
 
     What is finished stays, and the command that submitted them goes on when it is given again.
     """
-    from hpcdeq.cluster.submission import cancel as cancel_jobs
+    from hpcdeq.cluster.slurm import cancel as cancel_jobs
     from hpcdeq.console import result, say
     from hpcdeq.errors import ConfigError
     from hpcdeq.inference.job import cancel_workers, jobs_folder
@@ -26,7 +29,8 @@ def cancel(
     denoising = jobs_folder(run)
     if not (submitted or denoising.is_dir()):
         raise ConfigError(
-            f"nothing was submitted for {run}: there is neither {run / 'jobs'} nor {denoising} nor a point of a study"
+            f"nothing was submitted for {run}: there is neither {run / 'jobs'} nor {denoising} nor a point of a study; "
+            "name the run=RUN or the --out of a submit command"
         )
     ended = cancel_jobs(*submitted)
     ended += cancel_workers(run) if denoising.is_dir() else []

@@ -9,15 +9,17 @@ import typer
 
 
 def degrade(
-    archive: Annotated[Path, typer.Argument(help="Archive of clean scenes.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of clean scenes.")],
     out: Annotated[Path, typer.Option(help="Archive of noisy scenes to write.")],
-    sigma: Annotated[float | None, typer.Option(help="Gaussian noise, in units of 1/255.")] = None,
+    sigma: Annotated[
+        float | None, typer.Option(help="Gaussian noise of this standard deviation, in units of 1/255.")
+    ] = None,
     case: Annotated[
         str | None, typer.Option(help="Complex noise: non_iid, stripe, deadline, impulse or mixture.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the noise.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
 ) -> None:
-    """Add synthetic noise to an archive, to try a model on: --sigma 50, or --case mixture."""
+    """Add synthetic noise to an archive, to try a model on."""
     from hpcdeq.archive import open_archive
     from hpcdeq.console import result
     from hpcdeq.errors import ConfigError, PartialFailureError

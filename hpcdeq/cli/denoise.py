@@ -11,9 +11,31 @@ import typer
 if TYPE_CHECKING:
     from hpcdeq.inference import DenoiseSettings
 
+
+def shipped(model: Path | None) -> Path | None:
+    """Return the folder of a model that comes with the package, if it is called by its name."""
+    from hpcdeq.weights import find
+
+    return None if model is None else find(model)
+
+
+def shipped_names(incomplete: str) -> list[str]:
+    """Complete the name of a model that comes with the package; the shell completes folders by itself."""
+    from hpcdeq.weights import names
+
+    return [name for name in names() if name.startswith(incomplete)]
+
+
 # Of denoise and of submit denoise.
-Noisy = Annotated[Path, typer.Argument(help="Archive of noisy scenes.")]
-Model = Annotated[Path, typer.Option(help="Model folder, as train writes it.")]
+Noisy = Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of noisy scenes.")]
+Model = Annotated[
+    Path,
+    typer.Option(
+        help="Model folder, as train writes it; or du-fast, deq-fast, du-full or deq-full: trained for 31 bands.",
+        callback=shipped,
+        autocompletion=shipped_names,
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Archive to write.")]
 Overlap = Annotated[
     int | None,
@@ -53,7 +75,10 @@ def denoise(
     unit_mib: UnitMib = 256,
     overwrite: Overwrite = False,
 ) -> None:
-    """Denoise every scene of an archive into another. The same command, without --overwrite, continues an interrupted run."""
+    """Denoise every scene of an archive into another.
+
+    The same command, without --overwrite, continues an interrupted run.
+    """
     settings = settings_of(locals())
     from hpcdeq.archive import open_archive
     from hpcdeq.console import say

@@ -9,16 +9,17 @@ import typer
 
 
 def dictionary(
-    archive: Annotated[Path, typer.Argument(help="Archive of clean scenes.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of clean scenes.")],
     out: Annotated[Path, typer.Option(help="File to write (safetensors).")],
     atoms: Annotated[int, typer.Option(help="Number of atoms.")] = 512,
     sparsity: Annotated[int, typer.Option(help="Atoms a spectrum is coded with.")] = 5,
     iterations: Annotated[int, typer.Option(help="K-SVD iterations.")] = 10,
-    seed: Annotated[int, typer.Option(help="Seed of the sampled spectra and of the first atoms.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the sampled spectra and of the first atoms.")] = 0,
 ) -> None:
-    """Learn a dictionary of spectra by K-SVD, for training with dictionary=FILE.
+    """Learn a dictionary of spectra by K-SVD.
 
-    Started by mpirun, torchrun or srun the processes share the work, and rank 0 writes the file that one alone would.
+    For training with dictionary=FILE. Started by mpirun, torchrun or srun the processes share the work, and rank 0 writes the
+    file that one alone would.
     """
     import os
 
@@ -33,6 +34,8 @@ def dictionary(
     from hpcdeq.sparse import KSvdSettings
     from hpcdeq.training.data import learn_from_scenes
 
+    if out.is_dir():
+        raise ConfigError(f"--out {out} is a folder; name a file, such as {out / 'dictionary.safetensors'}")
     try:
         settings = KSvdSettings(atoms=atoms, sparsity=sparsity, iterations=iterations, seed=seed)
     except ValueError as error:

@@ -12,7 +12,7 @@ from hpcdeq.console import result, result_json, say, table
 def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings for a script.")] = False,
 ) -> None:
-    """Say what works on this machine, and what to install or do about the rest.
+    """Say what works on this machine, and how to mend the rest.
 
     Started by torchrun, srun or mpirun it also says whether the processes find each other; rank 0 speaks for all.
     """

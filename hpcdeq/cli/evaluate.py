@@ -7,16 +7,25 @@ from typing import Annotated, Any
 
 import typer
 
+from hpcdeq.cli.denoise import shipped, shipped_names
+
 
 def evaluate(
-    clean: Annotated[Path, typer.Argument(help="Archive of clean scenes.")],
+    clean: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive of clean scenes.")],
     denoised: Annotated[
         Path | None, typer.Option(help="Archive of denoised scenes of the same names.")
     ] = None,
     noisy: Annotated[
         Path | None, typer.Option(help="Archive they were denoised from, to score it too.")
     ] = None,
-    model: Annotated[Path | None, typer.Option(help="Model folder: add noise, denoise and score.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Option(
+            help="Model folder, or the name of one that comes along: add noise, denoise, score.",
+            callback=shipped,
+            autocompletion=shipped_names,
+        ),
+    ] = None,
     sigma: Annotated[
         str, typer.Option(help="Noise levels on the scale of 0 to 255, with --model.")
     ] = "30,50,70",
@@ -27,14 +36,17 @@ def evaluate(
     html: Annotated[Path | None, typer.Option(help="Write a report page with pictures and spectra.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for a script.")] = False,
 ) -> None:
-    """Score denoised scenes against clean ones: PSNR, SSIM, SAM and ERGAS, per scene and in the mean."""
+    """Score denoised scenes, or a model, against clean scenes.
+
+    PSNR, SSIM, SAM and ERGAS, of each scene and in the mean.
+    """
     from hpcdeq.archive import open_archive
     from hpcdeq.archive.splits import check_unseen, read_split
     from hpcdeq.console import result, result_json, say
     from hpcdeq.errors import ConfigError, PartialFailureError
     from hpcdeq.models import learnt_scenes, load_model, read_card
     from hpcdeq.studies.evaluation import as_json_values, as_table, compare_archives, compare_model
-    from hpcdeq.studies.page import write_page
+    from hpcdeq.studies.page import check_page, write_page
     from hpcdeq.studies.report import gather, render, require_libraries
 
     if (denoised is None) == (model is None):
@@ -44,7 +56,8 @@ def evaluate(
     if noisy is not None and model is not None:
         raise ConfigError("--noisy goes with --denoised; with --model the noise is added here, see --sigma")
     if html is not None:
-        require_libraries()  # before the long work
+        require_libraries()
+        check_page(html)
     archive = open_archive(clean)
     names = archive.names() if split is None else read_split(split).names(archive, "test")
     settings: dict[str, Any] = {"clean": str(clean)}
@@ -65,7 +78,7 @@ def evaluate(
     results = gather(compared, total, pictures=html is not None)
     if as_json:
         result_json(as_json_values(results.rows, results.failures, settings))
-    else:
+    elif results.rows:
         result(as_table(results.rows))
     if html is not None:
         write_page(html, render(results, settings, f"Evaluation of {clean.name}"))

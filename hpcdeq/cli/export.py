@@ -9,7 +9,7 @@ import typer
 
 
 def export(
-    run: Annotated[Path, typer.Argument(help="Folder of a training run, finished or not.")],
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a training run, finished or not.")],
     out: Annotated[Path, typer.Option(help="Model folder to write.")],
     checkpoint: Annotated[
         str | None, typer.Option(help="Name of a checkpoint. [default: the best so far]")

@@ -14,11 +14,16 @@ _NOISE_WINDOW = 260  # pixels: enough for a steady estimate, little to read
 
 
 def info(
-    archive: Annotated[Path, typer.Argument(help="Folder of the archive.")],
-    scene: Annotated[list[str] | None, typer.Argument(help="Scenes to show; all if none is named.")] = None,
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Folder of the archive.")],
+    scene: Annotated[
+        list[str] | None, typer.Argument(metavar="SCENE", help="Scenes to show; all if none is named.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for a script.")] = False,
 ) -> None:
-    """Show the scenes of an archive: shape, type, wavelengths, full scale, size, masked pixels, noise."""
+    """Show the scenes of an archive.
+
+    Their shape, type, wavelengths, full scale, size, masked pixels and estimated noise.
+    """
     from hpcdeq.archive import open_archive
     from hpcdeq.console import result, result_json, say, table
     from hpcdeq.errors import PartialFailureError, SceneError

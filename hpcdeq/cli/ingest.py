@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def ingest(
-    raw: Annotated[list[Path], typer.Argument(help="Files and folders; folders are searched to the bottom.")],
+    raw: Annotated[
+        list[Path],
+        typer.Argument(metavar="RAW", help="Files and folders; folders are searched to the bottom."),
+    ],
     archive: Annotated[Path, typer.Option(help="Folder of the archive; made if it does not exist.")],
     variable: Annotated[str | None, typer.Option(help="Array to take from files that hold several.")] = None,
     axes: Annotated[str | None, typer.Option(help="Order of the axes in the file, such as yxb.")] = None,
@@ -25,7 +28,10 @@ def ingest(
     workers: Annotated[int, typer.Option(min=1, help="Scenes worked on at once.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for a script.")] = False,
 ) -> None:
-    """Bring raw scenes into an archive: PNG folders, ENVI, MATLAB, HDF5, NetCDF4, GeoTIFF, .npy, .npz."""
+    """Bring raw scenes into an archive.
+
+    Known are folders of PNG bands, ENVI, MATLAB, HDF5, NetCDF4, GeoTIFF, .npy and .npz, told by their content.
+    """
     from hpcdeq.archive.ingest import IngestOptions
     from hpcdeq.archive.ingest import ingest as run
     from hpcdeq.console import result, result_json, say

@@ -30,10 +30,10 @@ Profile = Annotated[
         help="YAML file with these options, or the name of one in slurm/profiles/; the command line wins."
     ),
 ]
-Nodes = Annotated[int | None, typer.Option(help="Nodes. (default: 1)")]
-GpusPerNode = Annotated[int | None, typer.Option(help="GPUs of each node. (default: 0)")]
+Nodes = Annotated[int | None, typer.Option(help="Nodes. [default: 1]")]
+GpusPerNode = Annotated[int | None, typer.Option(help="GPUs of each node. [default: 0]")]
 TasksPerNode = Annotated[
-    int | None, typer.Option(help="Processes on each node. (default: one a GPU, or one)")
+    int | None, typer.Option(help="Processes on each node. [default: one a GPU, or one]")
 ]
 CpusPerTask = Annotated[int | None, typer.Option(help="Cores, and threads, of each process.")]
 Mem = Annotated[str | None, typer.Option(help="Memory of each node, e.g. 64G.")]
@@ -45,10 +45,10 @@ Partition = Annotated[str | None, typer.Option(help="Partition to queue in.")]
 Account = Annotated[str | None, typer.Option(help="Account that pays.")]
 Qos = Annotated[str | None, typer.Option(help="Quality of service.")]
 Constraint = Annotated[str | None, typer.Option(help="Features of the nodes, e.g. 'a100|h100'.")]
-JobName = Annotated[str | None, typer.Option(help="Name in the queue. (default: hpcdeq-VERB)")]
+JobName = Annotated[str | None, typer.Option(help="Name in the queue. [default: hpcdeq-VERB]")]
 SignalSeconds = Annotated[
     int | None,
-    typer.Option(help="How long before its end an attempt is told to stop. (default: 120)"),
+    typer.Option(help="How long before its end an attempt is told to stop. [default: 120]"),
 ]
 SlurmOptions = Annotated[
     list[str] | None,

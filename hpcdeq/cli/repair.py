@@ -8,9 +8,14 @@ from typing import Annotated
 import typer
 
 
-def repair(out: Annotated[Path, typer.Argument(help="Archive that denoise wrote.")]) -> None:
-    """Verify, and denoise again just what is damaged, missing or was never finished. Not while others write the archive."""
-    from hpcdeq.cluster.submission import is_slurm_here
+def repair(
+    out: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive that denoise wrote.")],
+) -> None:
+    """Denoise again what is damaged, missing or unfinished.
+
+    Not while others write the archive.
+    """
+    from hpcdeq.cluster.slurm import is_slurm_here
     from hpcdeq.console import say
     from hpcdeq.errors import PartialFailureError
     from hpcdeq.inference import repair_archive

@@ -9,7 +9,9 @@ import typer
 
 
 def scale(
-    study: Annotated[Path, typer.Argument(help="Folder of a study, as submit scale made it.")],
+    study: Annotated[
+        Path, typer.Argument(metavar="STUDY", help="Folder of a study, as submit scale made it.")
+    ],
     scenes: Annotated[int, typer.Option(help="Scenes of the archive that projections are for.")] = 100_000,
     edge: Annotated[int, typer.Option(help="Their edge in pixels.")] = 1300,
     steps: Annotated[int, typer.Option(help="Training steps that projections are for.")] = 100_000,
@@ -24,18 +26,19 @@ def scale(
     ] = 0.0,
     preemptions_per_node_hour: Annotated[float, typer.Option(help="How often a job loses its node.")] = 0.0,
 ) -> None:
-    """Report how training and bulk denoising scale: curves, where the time goes, fits, projections, nodes worth paying for.
+    """Report how training and bulk denoising scale.
 
-    Writes report.html, scaling.txt, .csv, .json and figures into the study's folder, from what is measured so far.
+    Curves, where the time goes, fits, projections, and how many nodes are worth paying for. Writes report.html, scaling.txt,
+    .csv, .json and figures into the study's folder, from what is measured so far.
     """
     from hpcdeq.console import result, say
     from hpcdeq.errors import ConfigError
     from hpcdeq.studies.page import require_libraries
     from hpcdeq.studies.scaling.analysis import sections
+    from hpcdeq.studies.scaling.exports import as_text
     from hpcdeq.studies.scaling.forecast import Ask
     from hpcdeq.studies.scaling.report import write_report
     from hpcdeq.studies.scaling.study import Study
-    from hpcdeq.studies.scaling.tables import as_text
 
     require_libraries("the report", "matplotlib", "jinja2")
     require_libraries("simulations", "simpy", extra="scale")

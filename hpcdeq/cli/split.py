@@ -9,7 +9,9 @@ import typer
 
 
 def split(
-    archive: Annotated[Path | None, typer.Argument(help="Archive whose scenes are drawn.")] = None,
+    archive: Annotated[
+        Path | None, typer.Argument(metavar="ARCHIVE", help="Archive whose scenes are drawn.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="File to write (JSON).")] = Path("split.json"),
     train: Annotated[Path | None, typer.Option(help="Archive of all scenes to learn from.")] = None,
     val: Annotated[
@@ -20,10 +22,10 @@ def split(
     ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Which scenes are drawn.")] = 0,
 ) -> None:
-    """Say which scenes are learnt from, validated on and tested on, and check that no scene is in two of these.
+    """Say which scenes to learn from, validate on and test on.
 
-    Scenes are known by their pixels and their raw files, not by their names. Either of one archive, `hpcdeq split A.zarr --val 2
-    --test 10`, or of several, `hpcdeq split --train T.zarr --val V.zarr --test E.zarr`. Used by data.split and tables --split.
+    No scene may be in two of these. Scenes are known by their pixels and their raw files, not by their names. Drawn from one
+    archive, or of several as they are. Used by data.split, evaluate --split and tables --split.
     """
     from hpcdeq.archive import open_archive
     from hpcdeq.archive.splits import Part, split_of, split_scenes, write_split

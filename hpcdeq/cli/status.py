@@ -16,7 +16,7 @@ _LOOK_SECONDS = 10.0
 
 
 def status(
-    out: Annotated[Path, typer.Argument(help="Archive that denoise writes.")],
+    out: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive that denoise writes.")],
     watch: Annotated[
         bool, typer.Option("--watch", help="Look again every 10 s, until nothing is left to do.")
     ] = False,
@@ -25,7 +25,10 @@ def status(
         Path | None, typer.Option(help="Write a page: the archive as a grid, pictures before and after.")
     ] = None,
 ) -> None:
-    """Say how many scenes and units are done, how long the rest will take, and which scenes someone should look at."""
+    """Say how far denoising is, and which scenes need a look.
+
+    Counts scenes and units, and tells how long the rest will take.
+    """
     import sys
     import time
 

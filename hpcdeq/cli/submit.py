@@ -24,6 +24,7 @@ from hpcdeq.cli.denoise import (
     UnitMib,
     settings_of,
 )
+from hpcdeq.cli.examples import examples
 from hpcdeq.cli.job_options import (
     Account,
     Cluster,
@@ -60,17 +61,19 @@ from hpcdeq.cli.tables import (
 
 submit = typer.Typer(
     name="submit",
-    help="Run a verb as a job: on a SLURM cluster, or as processes of this machine.",
+    help="Run a verb as a job, on a SLURM cluster or on this machine.",
     no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
 )
 submit.add_typer(scale)
 
 
-@submit.command()
+@submit.command(epilog=examples("submit train"))
 def train(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. data.train=scenes.zarr run=runs/a"),
+        typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. data.train=scenes.zarr run=runs/a"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; see configs/.")] = None,
     cluster: ClusterName = Cluster.SLURM,
@@ -90,12 +93,14 @@ def train(
     slurm: SlurmOptions = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Train as a job. On SLURM it is queued again at its time limit, and goes on, until it is finished.
+    """Train as a job.
 
-    Prints the job's number (slurm) and returns, or waits and prints the model's folder (local, debug).
+    On SLURM it is queued again at its time limit, and goes on, until it is finished. Prints the job's number (slurm) and
+    returns, or waits and prints the model's folder (local, debug).
     """
     request = job_request_of("train", locals())
-    from hpcdeq.cluster.submission import run_local, sbatch_text
+    from hpcdeq.cluster.local import run_local
+    from hpcdeq.cluster.submission import sbatch_text
     from hpcdeq.cluster.submission import submit as submit_job
     from hpcdeq.config import load_train_config
     from hpcdeq.console import result, say
@@ -120,7 +125,7 @@ def train(
         result(job.id)
 
 
-@submit.command()
+@submit.command(epilog=examples("submit denoise"))
 def denoise(
     archive: Noisy,
     model: Model,
@@ -159,17 +164,18 @@ def denoise(
     ] = False,
     dry_run: DryRun = False,
 ) -> None:
-    """Denoise an archive as jobs, one a node, which need not run at the same time.
+    """Denoise an archive as jobs, one a node.
 
-    Each is queued again by itself at its time limit, and goes on. Prints the number of the jobs (slurm; several if the site bounds
-    arrays) and returns, or waits and prints the archive (local, debug, --wait). The same command, without --overwrite, continues
-    what was ended.
+    They need not run at the same time. Each is queued again by itself at its time limit, and goes on. Prints the number of the
+    jobs (slurm; several if the site bounds arrays) and returns, or waits and prints the archive (local, debug, --wait). The
+    same command, without --overwrite, continues what was ended.
     """
     request = job_request_of("denoise", locals())
     settings = settings_of(locals())
     from hpcdeq.archive import open_archive
     from hpcdeq.cluster.device import choose_device
-    from hpcdeq.cluster.submission import check_local, run_local, sbatch_text
+    from hpcdeq.cluster.local import check_local, run_local
+    from hpcdeq.cluster.submission import sbatch_text
     from hpcdeq.console import result, say
     from hpcdeq.inference import plan_archive
     from hpcdeq.inference.job import check_workers, denoise_job, jobs_folder, see_through, submit_workers
@@ -198,7 +204,7 @@ def denoise(
         result(str(out) if wait else "\n".join(arrays))
 
 
-@submit.command()
+@submit.command(epilog=examples("submit tables"))
 def tables(
     archive: Clean,
     out: StudyOut = Path("study"),
@@ -227,13 +233,15 @@ def tables(
     slurm: SlurmOptions = None,
     dry_run: DryRun = False,
 ) -> None:
-    """Compute the cells of `hpcdeq tables` and `hpcdeq figures` as jobs, one a node, which share them.
+    """Compute the cells of tables and figures as jobs, one a node.
 
-    Those two verbs with the same options then put together what is known, at any time.
+    Jobs share the cells. `hpcdeq tables` and `hpcdeq figures` with the same options then put together what is known, at any time.
     """
     asked = job_request_of("tables", locals())
     from hpcdeq.cli.tables import request_of
-    from hpcdeq.cluster.submission import check_each, check_local, check_not_queued, run_local, sbatch_text
+    from hpcdeq.cluster.local import check_local, run_local
+    from hpcdeq.cluster.slurm import check_not_queued
+    from hpcdeq.cluster.submission import check_each, sbatch_text
     from hpcdeq.console import result, say
     from hpcdeq.studies.study import Study, study_job, submit_study
 

@@ -19,6 +19,7 @@ from hpcdeq.cli.denoise import (
     Tolerance,
     settings_of,
 )
+from hpcdeq.cli.examples import examples
 from hpcdeq.cli.job_options import (
     Account,
     Cluster,
@@ -39,7 +40,7 @@ from hpcdeq.cli.job_options import (
 
 scale = typer.Typer(
     name="scale",
-    help="Measure strong and weak scaling, a job for each point; hpcdeq scale makes the report.",
+    help="Measure how a verb scales, a job for each point.",
     no_args_is_help=True,
 )
 
@@ -60,11 +61,11 @@ _DryRun = Annotated[
 ]
 
 
-@scale.command()
+@scale.command(epilog=examples("submit scale train"))
 def train(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. data.train=scenes.zarr data.batch=16"),
+        typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. data.train=scenes.zarr data.batch=16"),
     ] = None,
     config: Annotated[
         list[Path] | None, typer.Option(help="YAML file with settings; several are compared.")
@@ -100,10 +101,11 @@ def train(
     slurm: SlurmOptions = None,
     dry_run: _DryRun = False,
 ) -> None:
-    """Measure training: steps of the trainer, of every size, setting and engine.
+    """Measure steps of training.
 
-    Weights stay as they are: begin from a trained model (training.start_from=MODEL) for the iterations that it needs. With debug
-    the points of their number are measured by the processes that run this command, e.g. under mpirun.
+    Of every size, setting and engine. Weights stay as they are: begin from a trained model (training.start_from=MODEL) for the
+    iterations that it needs. With debug the points of their number are measured by the processes that run this command, e.g.
+    under mpirun.
     """
     from hpcdeq.studies.scaling.points import Effort, modes_of, sizes_of, train_points
 
@@ -119,7 +121,7 @@ def train(
     _measure(locals(), points, trace)
 
 
-@scale.command()
+@scale.command(epilog=examples("submit scale denoise"))
 def denoise(
     archive: Noisy,
     model: Model,
@@ -128,7 +130,7 @@ def denoise(
     modes: _Modes = "strong,weak",
     scenes: Annotated[
         int | None,
-        typer.Option(min=1, help="Scenes that may be used; strong scaling uses all of them. (default: all)"),
+        typer.Option(min=1, help="Scenes that may be used; strong scaling uses all of them. [default: all]"),
     ] = None,
     scenes_per_process: Annotated[
         int, typer.Option(min=1, help="Scenes of each process in weak scaling.")
@@ -138,7 +140,7 @@ def denoise(
     ] = "256",
     storage: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder to write into, to compare file systems; may be repeated. (default: --out)"),
+        typer.Option(help="Folder to write into, to compare file systems; may be repeated. [default: --out]"),
     ] = None,
     overlap: Overlap = None,
     batch: Batch = 16,
@@ -163,9 +165,10 @@ def denoise(
     slurm: SlurmOptions = None,
     dry_run: _DryRun = False,
 ) -> None:
-    """Measure bulk denoising: passes of its workers over scenes of an archive, into a folder that is removed again.
+    """Measure bulk denoising of an archive.
 
-    Strong scaling denoises all scenes with every size, weak scaling as many for each process.
+    Passes of its workers over scenes, into a folder that is removed again. Strong scaling denoises all scenes with every size,
+    weak scaling as many for each process.
     """
     settings = settings_of({**locals(), "dtype": "float32", "codes": False, "unit_mib": 256})
     from dataclasses import asdict, replace
@@ -211,14 +214,15 @@ def _measure(options: dict[str, Any], points: list[Any], trace: bool) -> None:
     import shlex
     from dataclasses import replace
 
+    from hpcdeq.cluster.local import check_local
     from hpcdeq.cluster.ranks import place_of
-    from hpcdeq.cluster.submission import check_local, check_slurm_is_here, sbatch_text
-    from hpcdeq.console import result, say, table
+    from hpcdeq.cluster.slurm import check_slurm_is_here
+    from hpcdeq.cluster.submission import sbatch_text
+    from hpcdeq.console import result, say
     from hpcdeq.studies.scaling.study import (
         Study,
         check_storage,
         measure,
-        node_hours,
         request_of,
         run_points,
         submit_points,
@@ -238,30 +242,15 @@ def _measure(options: dict[str, Any], points: list[Any], trace: bool) -> None:
         check_storage(point)
     missing = [point for point in points if study.result(point) is None]
     if options["dry_run"]:
-        known = study.results()
-        hours = [(point, *node_hours(known, point, request)) for point in missing]
-        rows = [
-            [str(point), f"{cost:.3g}", "like its neighbour" if near else "at most, by --time"]
-            for point, cost, near in hours
-        ]
-        result(table(["point", "node-hours", ""], rows))
-        total = sum(cost for _, cost, _ in hours)
-        result(
-            f"{len(points) - len(missing)} points are measured, {len(missing)} are not: {total:.3g} node-hours"
-        )
-        if missing:
-            first = missing[0]
-            result(f"\nWhat sbatch would be given for {first}:\n")
-            result(sbatch_text(request_of(first, request), study.jobs(first)).rstrip())
+        _show(study, len(points) - len(missing), missing, request)
         return
     command = shlex.join(["hpcdeq", *sys.argv[1:]])
     if cluster == Cluster.LOCAL:
         for point in missing:
             check_local(request_of(point, request), study.jobs(point))
     if cluster == Cluster.SLURM and missing:
-        sbatch_text(
-            request_of(missing[0], request), study.jobs(missing[0])
-        )  # what is wrong with it is said first
+        # What is wrong with it is said first.
+        sbatch_text(request_of(missing[0], request), study.jobs(missing[0]))
         check_slurm_is_here()
     for point in points:
         study.add(point, command)
@@ -280,3 +269,24 @@ def _measure(options: dict[str, Any], points: list[Any], trace: bool) -> None:
                 say(f"left out, as this is {world} process(es): {point}")
         measure(out, [point.name for point in missing if point.nodes * point.tasks == world], trace)
         result(str(out))
+
+
+def _show(study: Any, measured: int, missing: list[Any], request: Any) -> None:
+    """Print what is to be measured, what it costs, and what sbatch would be given for the first."""
+    from hpcdeq.cluster.submission import sbatch_text
+    from hpcdeq.console import result, table
+    from hpcdeq.studies.scaling.study import node_hours, request_of
+
+    known = study.results()
+    hours = [(point, *node_hours(known, point, request)) for point in missing]
+    rows = [
+        [str(point), f"{cost:.3g}", "like its neighbour" if near else "at most, by --time"]
+        for point, cost, near in hours
+    ]
+    result(table(["point", "node-hours", ""], rows))
+    total = sum(cost for _, cost, _ in hours)
+    result(f"{measured} points are measured, {len(missing)} are not: {total:.3g} node-hours")
+    if missing:
+        first = missing[0]
+        result(f"\nWhat sbatch would be given for {first}:\n")
+        result(sbatch_text(request_of(first, request), study.jobs(first)).rstrip())

@@ -7,12 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
+from hpcdeq.cli.denoise import shipped, shipped_names
+
 Clean = Annotated[Path, typer.Option("--archive", help="Archive of clean scenes to test on.")]
 StudyOut = Annotated[
     Path, typer.Option("--out", help="Folder of all results; the same command with it goes on.")
 ]
 Models = Annotated[
-    list[Path] | None, typer.Option("--model", help="Folder of a trained model; may be repeated.")
+    list[Path] | None,
+    typer.Option(
+        "--model",
+        help="Folder of a trained model, or the name of one that comes along; may be repeated.",
+        callback=lambda models: [shipped(model) for model in models or []],
+        autocompletion=shipped_names,
+    ),
 ]
 Sigmas = Annotated[str, typer.Option("--sigma", help="Noise levels on the scale of 0 to 255.")]
 Seeds = Annotated[str, typer.Option("--seed", help="Seeds of the noise, such as 0,1,2.")]
@@ -20,12 +28,12 @@ Methods = Annotated[
     str | None,
     typer.Option(
         help="Methods that need no training, by commas: noisy, omp, lasso, sunsal-tv, fast-tv, tdl, llrt; and beyond the "
-        "paper, with the extra peers: fasthyde, hyres, bm4d, tv, wavelet. (default: those of the paper)"
+        "paper, with the extra peers: fasthyde, hyres, bm4d, tv, wavelet. [default: those of the paper]"
     ),
 ]
 Dictionary = Annotated[
     Path | None,
-    typer.Option(help="Dictionary of the sparse-coding methods. (default: that of the first model)"),
+    typer.Option(help="Dictionary of the sparse-coding methods. [default: that of the first model]"),
 ]
 ProtocolName = Annotated[
     str,
@@ -52,9 +60,10 @@ def tables(
         bool, typer.Option("--runtime", help="Also time the models on a scene of 1300 x 1300 (Table III).")
     ] = False,
 ) -> None:
-    """Compare methods as the paper's Tables I to III do: PSNR, SSIM, SAM and ERGAS by method and noise level.
+    """Compare methods as the paper's Tables I to III do.
 
-    Writes tables.txt, .csv, .json, .tex and report.html. A cell that is known is not computed again.
+    PSNR, SSIM, SAM and ERGAS by method and noise level. Writes tables.txt, .csv, .json, .tex and report.html. A cell that is
+    known is not computed again.
     """
     from hpcdeq.console import result
     from hpcdeq.studies.page import require_libraries
@@ -82,9 +91,9 @@ def figures(
     split: SplitFile = None,
     device: StudyDevice = "auto",
 ) -> None:
-    """Draw the paper's Figures 6 to 8, spectra and error maps, as PNG and SVG, at the noise level nearest to 50.
+    """Draw the paper's Figures 6 to 8, spectra and error maps.
 
-    With the same folder as tables the report shows both.
+    As PNG and SVG, at the noise level nearest to 50. With the same folder as tables the report shows both.
     """
     from hpcdeq.console import result
     from hpcdeq.studies.page import require_libraries

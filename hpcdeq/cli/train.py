@@ -11,14 +11,15 @@ import typer
 def train(
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings, e.g. data.train=scenes.zarr run=runs/a"),
+        typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. data.train=scenes.zarr run=runs/a"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; see configs/.")] = None,
     show: Annotated[bool, typer.Option("--show", help="Print the resolved configuration and stop.")] = False,
 ) -> None:
-    """Learn a model from an archive of clean scenes. The same command continues an interrupted run.
+    """Learn a model from an archive of clean scenes.
 
-    Learns a dictionary, pre-trains the prior, then trains the whole model; the model file is RUN/model.
+    The same command continues an interrupted run. Learns a dictionary, pre-trains the prior, then trains the whole model; the
+    model file is RUN/model.
     """
     from hpcdeq.config import dump_yaml, load_train_config
     from hpcdeq.console import result

@@ -9,10 +9,13 @@ import typer
 
 
 def validate(
-    archive: Annotated[Path, typer.Argument(help="Folder of the archive.")],
+    archive: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Folder of the archive.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for a script.")] = False,
 ) -> None:
-    """Read every chunk of every scene, and name what is damaged: scene, rows and columns."""
+    """Read all of an archive, and name what is damaged.
+
+    Every chunk of every scene; damage is named by scene, rows and columns.
+    """
     from dataclasses import asdict
 
     from hpcdeq.archive import open_archive

@@ -9,11 +9,14 @@ import typer
 
 
 def verify(
-    out: Annotated[Path, typer.Argument(help="Archive that denoise wrote.")],
+    out: Annotated[Path, typer.Argument(metavar="ARCHIVE", help="Archive that denoise wrote.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the result for a script.")] = False,
 ) -> None:
-    """Read back every file of every scene that was completed, and name those that are missing or not as they were written."""
-    from hpcdeq.console import result, result_json
+    """Read denoised scenes back against their checksums.
+
+    Names files that are missing or not as they were written.
+    """
+    from hpcdeq.console import result, result_json, say
     from hpcdeq.errors import PartialFailureError
     from hpcdeq.inference import verify as run
 
@@ -23,7 +26,9 @@ def verify(
     else:
         for name, files in bad.items():
             result("\n".join(f"{name}: {file}" for file in files or ["not in the ledger"]))
-    if bad:
+    if not bad:
+        say("every file is as it was written")
+    else:
         raise PartialFailureError(
             f"{len(bad)} scenes have missing or changed files, or are not in the ledger: {', '.join(bad)}; "
             f"mend them with: hpcdeq repair {out}"

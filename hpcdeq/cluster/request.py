@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from hpcdeq.documents import read_yaml_text, shortened
 from hpcdeq.errors import ConfigError, suggestion
 
 PROFILES = Path(__file__).parents[2] / "slurm" / "profiles"
@@ -26,8 +27,8 @@ _TEXTS = {
     "job-name": (r"[A-Za-z0-9_.-]+", "letters, digits and _ . -"),
 }
 _TIME = re.compile(
-    r"(?:(?P<days>[0-9]+)-(?P<hours>[0-9]+)(?::(?P<minutes>[0-9]+)(?::(?P<seconds>[0-9]+))?)?"
-    r"|(?:(?P<h>[0-9]+):)?(?P<m>[0-9]+):(?P<s>[0-9]+)|(?P<only>[0-9]+))"
+    r"(?:(?P<days>[0-9]{1,9})-(?P<hours>[0-9]{1,9})(?::(?P<minutes>[0-9]{1,9})(?::(?P<seconds>[0-9]{1,9}))?)?"
+    r"|(?:(?P<h>[0-9]{1,9}):)?(?P<m>[0-9]{1,9}):(?P<s>[0-9]{1,9})|(?P<only>[0-9]{1,9}))"
 )
 _SLURM_KEY = re.compile(r"[a-z][a-z0-9-]*")
 _SLURM_VALUE = re.compile(r"[A-Za-z0-9_.,:@+*=&|()\[\]/-]*")
@@ -95,7 +96,7 @@ class JobRequest:
         for name, (pattern, rule) in _TEXTS.items():
             text = getattr(self, _field(name))
             if text is not None and not re.fullmatch(pattern, text):
-                raise ConfigError(f"--{name} must be {rule}; got {text!r}")
+                raise ConfigError(f"--{name} must be {rule}; got {shortened(repr(text))}")
         if self.time is not None and self.signal_seconds >= 60 * self.minutes:
             raise ConfigError(
                 f"--signal-seconds {self.signal_seconds} must be less than --time {self.time}: the job is told to stop that long "
@@ -148,9 +149,14 @@ def job_request(options: Mapping[str, Any], profile: str | None = None) -> JobRe
     given = {key: value for key, value in options.items() if value is not None}
     merged = _read_profile(profile) if profile is not None else {}
     merged |= given | {"slurm": merged.get("slurm", {}) | given.get("slurm", {})}
-    for name in _COUNTS.keys() & merged.keys():
-        merged[name] = _count(name, merged[name])
-    return JobRequest(**{_field(name): value for name, value in merged.items()})
+    try:
+        for name in _COUNTS.keys() & merged.keys():
+            merged[name] = _count(name, merged[name])
+        return JobRequest(**{_field(name): value for name, value in merged.items()})
+    except ConfigError as error:
+        if profile is None:
+            raise
+        raise ConfigError(f"{error}; the profile is {profile}") from error
 
 
 def slurm_options(pairs: list[str]) -> dict[str, str]:
@@ -172,24 +178,24 @@ def _read_profile(name: str) -> dict[str, Any]:
             )
     try:
         # All values as text, like those of the command line: YAML would read 4:00:00 as 14400, a number to the base of 60.
-        content = yaml.load(file.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"cannot read the profile {file}: {error}") from error
+        content = yaml.load(read_yaml_text(file), Loader=yaml.BaseLoader)
+    except Exception as error:  # the parser raises whatever it likes
+        raise ConfigError(f"cannot read the profile {file}: {shortened(str(error))}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"the profile {file} must hold options and values, such as partition: gpu")
     for key, value in content.items():
         if key not in _OPTIONS:
-            raise ConfigError(f"{file}: {key}: unknown key; {suggestion(key, _OPTIONS)}")
+            raise ConfigError(f"{file}: {shortened(str(key))}: unknown key; {suggestion(str(key), _OPTIONS)}")
         values = value.values() if key == "slurm" and isinstance(value, dict) else [value]
         if (key == "slurm") != isinstance(value, dict) or not all(isinstance(v, str) for v in values):
             rule = "options and values of sbatch, such as exclusive: ''" if key == "slurm" else "one value"
-            raise ConfigError(f"{file}: {key} must be {rule}; got {value!r}")
+            raise ConfigError(f"{file}: {key} must be {rule}; got {shortened(repr(value))}")
     return content
 
 
 def _count(name: str, value: int | str) -> int:
-    if isinstance(value, str) and not re.fullmatch(r"[0-9]+", value):
-        raise ConfigError(f"--{name} must be a whole number; got {value!r}")
+    if isinstance(value, str) and not re.fullmatch(r"[0-9]{1,9}", value):
+        raise ConfigError(f"--{name} must be a whole number; got {shortened(repr(value))}")
     return int(value)
 
 

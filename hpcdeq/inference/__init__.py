@@ -1,5 +1,6 @@
 """Bulk denoising: units of whole shards, computed by tiles, written once, recorded in a ledger."""
 
+from hpcdeq.inference.applied import DenoiseSettings
 from hpcdeq.inference.bulk import (
     denoise_archive,
     denoise_share,
@@ -7,7 +8,7 @@ from hpcdeq.inference.bulk import (
     repair_archive,
     verify,
 )
-from hpcdeq.inference.tiles import DenoiseSettings, denoise_array
+from hpcdeq.inference.whole import denoise_array
 from hpcdeq.inference.worker import DenoiseReport
 
 __all__ = [

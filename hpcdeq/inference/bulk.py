@@ -14,12 +14,10 @@ from hpcdeq.cluster.device import choose_device
 from hpcdeq.cluster.signals import stop_requests
 from hpcdeq.console import say
 from hpcdeq.errors import ConfigError, HpcdeqError
+from hpcdeq.inference.applied import AppliedModel, DenoiseSettings
 from hpcdeq.inference.ledger import Job, Ledger
 from hpcdeq.inference.plan import ScenePlan, plan_of, share_of
-from hpcdeq.inference.tiles import DenoiseSettings, set_up
 from hpcdeq.inference.worker import DenoiseReport, Worker
-from hpcdeq.models import load_model
-from hpcdeq.models.files import read_card
 
 _ROOT = "."  # what `verify` calls the archive itself, among its scenes
 
@@ -81,17 +79,16 @@ def plan_archive(
     """
     if out.resolve() == archive.path.resolve():
         raise ConfigError(f"--out {out} is the archive that is read; choose another folder")
-    model = set_up(load_model(model_folder), settings)  # where this runs there may be no GPU
-    settings.overlap_of(model)
-    if settings.codes and model.code_count == 0:
+    applied = AppliedModel.of(model_folder, settings)
+    settings.overlap_of(applied.model)
+    if settings.codes and applied.model.code_count == 0:
         raise ConfigError(
             f"--codes: {model_folder} is a prior alone and has no codes; use a fast or full model"
         )
-    weights = read_card(model_folder)["weights_sha256"]
     plans, failed = [], {}
     for name in archive if names is None else names:
         try:
-            plans.append(plan_of(archive[name], model, weights, settings))
+            plans.append(plan_of(archive[name], applied))
         except HpcdeqError as error:
             failed[name] = str(error)
             say(f"{name}: {error}")

@@ -8,15 +8,8 @@ from pathlib import Path
 
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.submission import (
-    Submitted,
-    cancel,
-    check_each,
-    check_not_queued,
-    end_held,
-    queued,
-    submit_each,
-)
+from hpcdeq.cluster.slurm import cancel, check_not_queued, end_held, queued
+from hpcdeq.cluster.submission import Submitted, check_each, submit_each
 from hpcdeq.console import say
 from hpcdeq.errors import JobError, PartialFailureError, SubmissionError
 from hpcdeq.inference.bulk import denoise_share

@@ -9,20 +9,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, astuple, dataclass, field, replace
-from itertools import starmap
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import asdict, astuple, dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
+
+from pydantic import TypeAdapter
 
 from hpcdeq.archive import Archive
-from hpcdeq.archive.store import beside
+from hpcdeq.archive.staging import beside, check_no_link
+from hpcdeq.documents import read_json, shortened
 from hpcdeq.errors import ConfigError
+from hpcdeq.inference.applied import DenoiseSettings
 from hpcdeq.inference.plan import ScenePlan, Unit
-from hpcdeq.inference.tiles import Convergence, DenoiseSettings, TileSolution
+from hpcdeq.inference.tiles import Convergence, TileSolution
+
+T = TypeVar("T")
 
 _FORMAT = 6
+# Beside units there may be what NFS keeps of a file that was replaced while somebody read it.
+_UNIT = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.json")
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Ledger:
 
         What is known of a complete scene is kept until it is replaced.
         """
+        check_no_link(self.folder)
         wanted = {scene.name: scene.fingerprint for scene in job.scenes}
         with contextlib.suppress(ConfigError):  # the first, or of another version
             for scene in self.job().scenes:
@@ -120,22 +130,23 @@ class Ledger:
             If nothing was: there is no ledger beside the archive, or one of another version.
         """
         stored = _read(self.folder / "job.json")
-        if stored is None:
+        if not isinstance(stored, dict):
             raise ConfigError(
-                f"there is no readable {self.folder / 'job.json'}: it lies beside an archive that hpcdeq denoise wrote, and says "
-                "what was written"
+                f"{self.out.path} is not an archive that hpcdeq denoise wrote: there is no readable {self.folder / 'job.json'}; "
+                "name the --out of a denoise command"
             )
         if stored.get("format") != _FORMAT:
             raise ConfigError(
                 f"{self.folder} is of another version of hpcdeq; give the command that wrote it again, to go on with this one"
             )
         names = ScenePlan.__dataclass_fields__
-        scenes = [
-            ScenePlan(**(dict(zip(names, values, strict=True)) | {"shard_shape": tuple(values[5])}))
-            for values in stored["scenes"]
-        ]
-        settings = DenoiseSettings(**stored["settings"])
-        return Job(Path(stored["archive"]), Path(stored["model"]), settings, scenes, stored.get("there", 0))
+        try:
+            scenes = [dict(zip(names, values, strict=True)) for values in stored["scenes"]]
+            return _as(Job, stored | {"scenes": scenes})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(
+                f"{self.folder / 'job.json'} is damaged ({shortened(str(error))}); give the command that wrote the archive again"
+            ) from error
 
     def wants(self, scene: ScenePlan) -> bool:
         """Whether the scene is still to be made by this plan: a newer one may have come meanwhile."""
@@ -149,10 +160,12 @@ class Ledger:
     def read(self, unit: Unit) -> Record | None:
         """Return the record of a unit, or None if it is not finished."""
         stored = _read(self._unit(unit))
-        if stored is None:
+        names = TileSolution.__dataclass_fields__
+        try:
+            tiles = [dict(zip(names, values, strict=True)) for values in stored["tiles"]]
+            return _as(Record, stored | {"tiles": tiles})
+        except (ValueError, KeyError, TypeError):  # there is none, or it is damaged
             return None
-        tiles = list(starmap(TileSolution, stored.pop("tiles")))
-        return Record(tiles=[replace(tile, support=tuple(tile.support)) for tile in tiles], **stored)
 
     def write(self, unit: Unit, record: Record) -> None:
         """Record a finished unit; its shards must be on disk already."""
@@ -175,12 +188,8 @@ class Ledger:
         try:
             with os.scandir(self._units(scene)) as files:
                 for file in files:
-                    if file.name.startswith(
-                        "."
-                    ):  # what NFS keeps of a file that was replaced while somebody read it
-                        continue
-                    y0, x0 = file.name.removesuffix(".json").split("-")
-                    times[int(y0), int(x0)] = file.stat().st_mtime
+                    if found := _UNIT.fullmatch(file.name):
+                        times[int(found[1]), int(found[2])] = file.stat().st_mtime
         except FileNotFoundError:  # none, or they are being forgotten
             return {}
         return times
@@ -194,10 +203,10 @@ class Ledger:
 
     def completed(self, scene: str) -> Complete | None:
         """Return what is known of a complete scene, None if it is not complete."""
-        stored = _read(self._complete(scene))
-        if stored is None:
+        try:
+            return _as(Complete, _read(self._complete(scene)))
+        except ValueError:  # there is none, or it is damaged
             return None
-        return Complete(**(stored | {"convergence": Convergence(**stored["convergence"])}))
 
     def completed_at(self, scene: str) -> float | None:
         """When a scene was recorded as complete, in seconds since 1970; None if it is not."""
@@ -219,7 +228,7 @@ class Ledger:
     def failures(self) -> dict[str, str]:
         """Why scenes could not be finished, by name."""
         stored = {name: _read(self._failed(name)) for name in self._names("failed")}
-        return {name: told["reason"] for name, told in stored.items() if told is not None}
+        return {name: str(told.get("reason")) for name, told in stored.items() if isinstance(told, dict)}
 
     def forget(self, scene: ScenePlan) -> None:
         """Forget all records of a scene."""
@@ -257,9 +266,20 @@ class Ledger:
         aside.replace(path)
 
 
+def _as(kind: Callable[..., T], stored: Any) -> T:
+    """Make an object of what is stored of it; a ValueError if it is not that."""
+    found: T = _adapter(kind).validate_python(stored)
+    return found
+
+
+@cache
+def _adapter(kind: Hashable) -> TypeAdapter[Any]:
+    return TypeAdapter(cast(Any, kind))
+
+
 def _read(path: Path) -> Any:
     """Return what is in a file; None if there is none, or it is damaged: what it told of is done again."""
     try:
-        return json.loads(path.read_text())
+        return read_json(path)
     except (FileNotFoundError, ValueError):
         return None

@@ -19,10 +19,11 @@ from hpcdeq.archive import Archive, Scene, SceneDraft, SceneHeader
 from hpcdeq.archive.layout import CELL_X, CELL_Y, CODES, DICTIONARY, NOISE, SUPPORT
 from hpcdeq.archive.scene import checksum_of
 from hpcdeq.errors import FencedError, HpcdeqError, SceneError, StorageError
+from hpcdeq.inference.applied import AppliedModel
+from hpcdeq.inference.findings import noise_remarks, tile_maps
 from hpcdeq.inference.ledger import Complete, Ledger, Record
 from hpcdeq.inference.plan import ScenePlan, Unit
-from hpcdeq.inference.tiles import Convergence, DenoisedWindow, DenoiseSettings, TileSolution
-from hpcdeq.models import SparseDenoiser
+from hpcdeq.inference.tiles import Convergence, DenoisedWindow, TileSolution
 from hpcdeq.tiling import cells_along
 
 T = TypeVar("T")
@@ -37,29 +38,21 @@ class Output:
         The output archive.
     ledger
         Its ledger.
-    model, weights
-        What denoises, and its digest.
-    settings
-        How it is applied.
+    applied
+        What denoises.
     source
         Opens the noisy scene of a plan.
-    remarks
-        What is to be said of a scene of such a noise level, in units of 1/255.
     """
 
     def __init__(
         self,
         archive: Archive,
         ledger: Ledger,
-        model: SparseDenoiser,
-        weights: str,
-        settings: DenoiseSettings,
+        applied: AppliedModel,
         source: Callable[[ScenePlan], Scene],
-        remarks: Callable[[float], list[str]],
     ) -> None:
         self.archive, self.ledger = archive, ledger
-        self.model, self.weights, self.settings = model, weights, settings
-        self.source, self.remarks = source, remarks
+        self.applied, self.source = applied, source
         self._drafts: dict[str, SceneDraft] = {}
         self._lock = threading.RLock()
 
@@ -134,7 +127,7 @@ class Output:
             convergence=Convergence.of(tiles.values()),
             masked=sum(record.masked for record in records),
             noise=level,
-            remarks=self.remarks(level),
+            remarks=noise_remarks(level, self.applied.trained),
         )
         written = {name: sum_ for record in records for name, sum_ in record.checksums.items()}
         draft.publish(lambda: self._record_complete(draft, plan, complete, written), written)
@@ -250,28 +243,26 @@ class Output:
         noise: list[float],
     ) -> None:
         """Keep beside the pixels how each tile was solved and how noisy the input was, and what codes mean."""
-        rows, columns = (sorted({place[axis] for place in tiles}) for axis in (0, 1))
-        grid = [[tiles[y, x] for x in columns] for y in rows]
-        places = ("tile_y", "tile_x")
-        draft.attach("tile_y", places[:1], np.array(rows))
-        draft.attach("tile_x", places[1:], np.array(columns))
-        for name, dtype in (("residual", np.float32), ("iterations", np.int32), ("converged", np.uint8)):
-            values = np.array([[getattr(tile, name) for tile in row] for row in grid], dtype)
-            draft.attach(f"tile_{name}", places, values)
+        for name, (axes, values) in tile_maps(tiles.values()).items():
+            draft.attach(name, axes, values)
         if noise:  # of a single row or column none can be estimated
             draft.attach(NOISE, ("band",), np.array(noise, np.float32))
-        if not self.settings.codes:
+        if not self.applied.settings.codes:
             return
-        for name, place, length in zip((CELL_Y, CELL_X), places, (plan.height, plan.width), strict=True):
+        for name, place, length in (
+            (CELL_Y, "tile_y", plan.height),
+            (CELL_X, "tile_x", plan.width),
+        ):
             firsts = [first for first, _ in cells_along(length, plan.block, plan.overlap).values()]
             draft.attach(name, (place,), np.array(firsts))
-        draft.attach(DICTIONARY, ("band", "atom"), self.model.atoms.detach().cpu().numpy())
-        if grid[0][0].support:
-            supports = np.array([[tile.support for tile in row] for row in grid], np.int32)
-            draft.attach(SUPPORT, (*places, "code"), supports)
+        draft.attach(DICTIONARY, ("band", "atom"), self.applied.model.atoms.detach().cpu().numpy())
+        rows, columns = (sorted({place[axis] for place in tiles}) for axis in (0, 1))
+        if tiles[0, 0].support:
+            supports = np.array([[tiles[y, x].support for x in columns] for y in rows], np.int32)
+            draft.attach(SUPPORT, ("tile_y", "tile_x", "code"), supports)
 
     def _header(self, scene: Scene) -> SceneHeader:
-        whole = self.settings.dtype == "input" and scene.dtype.kind in "ui"
+        whole = self.applied.settings.dtype == "input" and scene.dtype.kind in "ui"
         return SceneHeader(
             shape=scene.shape,
             dtype=np.dtype(scene.dtype if whole else np.float32),
@@ -279,13 +270,13 @@ class Output:
             wavelengths=scene.wavelengths,
             fwhm=scene.fwhm,
             has_mask=scene.has_mask,
-            codes=self.model.code_count if self.settings.codes else 0,
+            codes=self.applied.model.code_count if self.applied.settings.codes else 0,
             attributes={
                 **scene.attributes,
                 "denoised_with": {
-                    "weights_sha256": self.weights,
-                    "overlap": self.settings.overlap_of(self.model),
-                    "precision": self.settings.precision,
+                    "weights_sha256": self.applied.weights,
+                    "overlap": self.applied.overlap,
+                    "precision": self.applied.settings.precision,
                 },
             },
         )

@@ -5,14 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 from hpcdeq.archive import Scene
-from hpcdeq.errors import SceneError
-from hpcdeq.inference.tiles import DenoiseSettings, reach
-from hpcdeq.models import SparseDenoiser
+from hpcdeq.archive.layout import MAX_EDGE, check_name
+from hpcdeq.documents import shortened
+from hpcdeq.errors import ConfigError, SceneError
+from hpcdeq.inference.applied import AppliedModel
+from hpcdeq.inference.tiles import reach
 from hpcdeq.tiling import Window, partition
+
+_FINGERPRINT = re.compile(r"[A-Za-z0-9-]{0,64}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +38,17 @@ class ScenePlan:
     """Edge of a tile, and the pixels that neighbours share."""
     unit_mib: int
     """Largest size of a unit."""
+
+    def __post_init__(self) -> None:
+        # A plan is read back from a ledger, and makes the names of folders, some of which are removed.
+        check_name(self.name)
+        if not _FINGERPRINT.fullmatch(self.fingerprint):
+            raise ConfigError(f"scene {self.name}: {shortened(repr(self.fingerprint))} is no fingerprint")
+        sizes = (self.bands, self.height, self.width, *self.shard_shape, self.block, self.unit_mib)
+        if min(sizes) < 1 or max(sizes) > MAX_EDGE or not 0 <= self.overlap < self.block:
+            raise ConfigError(
+                f"scene {self.name}: sizes of a plan are out of bounds: {shortened(repr(self))}"
+            )
 
     @property
     def extent(self) -> Window:
@@ -77,23 +93,22 @@ class Unit:
         return (self.window.height + around) * (self.window.width + around)
 
 
-def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: DenoiseSettings) -> ScenePlan:
+def plan_of(scene: Scene, applied: AppliedModel) -> ScenePlan:
     """Plan a scene.
 
     Parameters
     ----------
     scene
         The noisy scene.
-    model, weights
-        What denoises it, from `hpcdeq.inference.tiles.set_up`; and the digest of its weights.
-    settings
-        How it is applied.
+    applied
+        What denoises it.
 
     Raises
     ------
     SceneError
         If the scene has not as many bands as the model, or files beside its pixels are missing.
     """
+    model, settings = applied.model, applied.settings
     if scene.shape[0] != model.bands:
         raise SceneError(
             f"{scene.shape[0]} bands, but the model knows {model.bands}; train one for this sensor"
@@ -101,10 +116,10 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
     # All that decides the bytes of a denoised scene.
     what = {
         "ledger": 6,
-        "weights": weights,
+        "weights": applied.weights,
         "model": asdict(model.settings),
         "precision": settings.precision,
-        "overlap": settings.overlap_of(model),
+        "overlap": applied.overlap,
         "codes": settings.codes,
         "dtype": settings.dtype,
         "units": settings.unit_mib,  # records are of units
@@ -121,7 +136,7 @@ def plan_of(scene: Scene, model: SparseDenoiser, weights: str, settings: Denoise
         width=width,
         shard_shape=scene.shard_shape,
         block=model.settings.block,
-        overlap=settings.overlap_of(model),
+        overlap=applied.overlap,
         unit_mib=settings.unit_mib,
     )
 
@@ -138,7 +153,7 @@ def share_of(scenes: Sequence[ScenePlan], worker: int, workers: int) -> list[Uni
     """
     units = [unit for scene in scenes for unit in scene.units()]
     costs = [unit.cost for unit in units]
-    total, before = sum(costs) or 1, 0
+    total, before = sum(costs), 0
     mine = []
     for unit, cost in zip(units, costs, strict=True):
         if (2 * before + cost) * workers // (2 * total) == worker:  # by the middle of the unit

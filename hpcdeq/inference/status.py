@@ -14,7 +14,7 @@ from hpcdeq.archive import Archive
 from hpcdeq.errors import ModelFileError
 from hpcdeq.inference.ledger import Job, Ledger
 from hpcdeq.inference.plan import ScenePlan
-from hpcdeq.models.files import read_card
+from hpcdeq.models.files import read_settings
 from hpcdeq.tiling import cells_along
 
 STATES = ("done", "running", "pending", "failed")
@@ -324,7 +324,7 @@ def _is_convergence_judged(job: Job) -> bool:
     tolerance = job.settings.tolerance
     if tolerance is None:
         try:
-            tolerance = read_card(job.model)["settings"]["solver"]["tolerance"]
+            tolerance = read_settings(job.model).solver.tolerance
         except ModelFileError:  # it is gone
             return True
     return tolerance > 0

@@ -2,82 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from itertools import groupby, islice
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from hpcdeq.cluster.device import check_device_name, choose_device
 from hpcdeq.cluster.signals import StopRequest
-from hpcdeq.console import say
-from hpcdeq.errors import ConfigError
+from hpcdeq.inference.applied import DenoiseSettings
+from hpcdeq.inference.batches import DenoisedTile, Floats, denoise_tiles
 from hpcdeq.models import SparseDenoiser
 from hpcdeq.tiling import Window, blend_weights, cells_along, tiles_of
-
-_PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-_DTYPES = ("float32", "input")
-
-Floats = NDArray[np.float32]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoiseSettings:
-    """How a trained model is applied to scenes."""
-
-    overlap: int | None = None
-    """Pixels shared by neighbouring tiles, blended with smooth weights; None is a third of a tile, 0 is the paper's way."""
-    batch: int = 16
-    """Tiles computed at once on a GPU. On a CPU each thread of torch computes one."""
-    iterations: int | None = None
-    """Most iterations of the solver; None keeps those of the model."""
-    tolerance: float | None = None
-    """Tolerance of the solver; None keeps that of the model."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """What the prior computes in; ``bfloat16`` is up to twice as fast on processors that have it, but its rounding leaves residuals
-    near 2e-2: no smaller tolerance is reached."""
-    codes: bool = False
-    """Whether the sparse codes are kept beside the pixels."""
-    dtype: Literal["float32", "input"] = "float32"
-    """How pixels are stored: ``input`` keeps the integers and the scale of an input that has them."""
-    device: str = "auto"
-    """``auto``, ``cpu`` or ``cuda``."""
-    unit_mib: int = 256
-    """Largest size of a unit in MiB, its pixels as float32. Tiles that cross its border are computed twice: one in ten of blocks of
-    60 that overlap by 20, for units of 1300 x 1300 x 31. Those that are read ahead, computed and written are in memory together."""
-
-    def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ConfigError(f"batch must be at least 1, got {self.batch}")
-        if self.precision not in _PRECISIONS:
-            raise ConfigError(f"precision must be one of {', '.join(_PRECISIONS)}, got {self.precision!r}")
-        if self.dtype not in _DTYPES:
-            raise ConfigError(f"dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
-        if self.overlap is not None and self.overlap < 0:
-            raise ConfigError(f"overlap must not be negative, got {self.overlap}")
-        if self.unit_mib < 1:
-            raise ConfigError(f"unit_mib must be at least 1, got {self.unit_mib}")
-        check_device_name(self.device)
-
-    def overlap_of(self, model: SparseDenoiser) -> int:
-        """Overlap in pixels for the tiles of a model.
-
-        Raises
-        ------
-        ConfigError
-            If it is not smaller than a tile.
-        """
-        tile = model.settings.block
-        overlap = tile // 3 if self.overlap is None else self.overlap
-        if overlap >= tile:
-            raise ConfigError(f"overlap must be below the model's block of {tile} pixels, got {overlap}")
-        return overlap
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,28 +70,6 @@ class Convergence:
         )
 
 
-def set_up(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:
-    """Return the model with its solver set as the settings say, where it is; the one given keeps its settings."""
-    changes: dict[str, Any] = {
-        k: v
-        for k, v in (("iterations", settings.iterations), ("tolerance", settings.tolerance))
-        if v is not None
-    }
-    try:
-        solver = replace(model.settings.solver, **changes)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error
-    prepared = copy.copy(model)
-    prepared.settings = replace(model.settings, solver=solver)
-    prepared.prior_dtype = _PRECISIONS[settings.precision]
-    return prepared.eval()
-
-
-def prepare(model: SparseDenoiser, settings: DenoiseSettings, local_rank: int = 0) -> SparseDenoiser:
-    """Return the model as `set_up` does, on the device; processes of a node, told apart by `local_rank`, take its GPUs in turn."""
-    return set_up(model, settings).to(choose_device(settings.device, local_rank))
-
-
 @dataclass(frozen=True, kw_only=True)
 class NoisyWindow:
     """A window of a scene to denoise, with the pixels that its tiles need."""
@@ -179,6 +93,7 @@ def denoise_windows(
     inputs: Iterable[NoisyWindow],
     settings: DenoiseSettings,
     stop: StopRequest | None = None,
+    tell: Callable[[], None] = lambda: None,
 ) -> Iterator[DenoisedWindow]:
     """Denoise windows of scenes, each by all tiles of its scene that touch it.
 
@@ -188,13 +103,15 @@ def denoise_windows(
     Parameters
     ----------
     model
-        From `prepare`.
+        From `hpcdeq.inference.applied.prepare`.
     inputs
         The windows.
     settings
         Overlap, batch and codes are used here.
     stop
         Looked at before each tile: once asked to stop, no more are begun.
+    tell
+        Called after each tile.
 
     Yields
     ------
@@ -212,8 +129,9 @@ def denoise_windows(
                     return
                 yield cut
 
-    for found in _denoise_each(model, cuts(), settings):
+    for found in denoise_tiles(model, cuts(), settings):
         begun[0].add(found)
+        tell()
         if begun[0].complete:
             yield begun.popleft().result()
 
@@ -239,7 +157,7 @@ class _Blend:
         for tile in self._tiles:
             yield self._noisy[(slice(None), *tile.shift(-first.y0, -first.x0).slices)]
 
-    def add(self, found: _Tile) -> None:
+    def add(self, found: DenoisedTile) -> None:
         """Add the next tile."""
         tile = self._tiles[len(self._solutions)]
         self._solutions.append(TileSolution(tile.y0, tile.x0, *found.solution, found.support))
@@ -263,103 +181,6 @@ class _Blend:
         )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Tile:
-    estimate: Floats
-    """(band, y, x)."""
-    solution: tuple[float, int, bool]
-    """Residual, iterations, converged."""
-    codes: Floats | None = None
-    """(code, y, x)."""
-    support: tuple[int, ...] = ()
-
-
-def _denoise_each(
-    model: SparseDenoiser, cuts: Iterator[Floats], settings: DenoiseSettings
-) -> Iterator[_Tile]:
-    """Denoise tiles ``(band, y, x)``, in their order: on a GPU in batches, on a CPU each by one thread, as many as torch has.
-
-    Threads with tiles of their own wait for each other at the end only. Those that share every small product wait at each,
-    which takes half of the time on cores that others use too.
-    """
-    if not _on_cpu(model):
-        too_large: set[int] = set()
-        for _, alike in groupby(
-            cuts, key=np.shape
-        ):  # the tile of a scene smaller than a block is smaller too
-            for batch in _in_batches(alike, settings.batch):
-                yield from _denoise_filled(model, batch, settings.batch, settings.codes, too_large)
-        return
-    threads = torch.get_num_threads()
-    pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
-    try:
-        waiting: deque[Future[list[_Tile]]] = deque()
-        for cut in cuts:
-            waiting.append(pool.submit(_denoise_batch, model, [cut], settings.codes))
-            if len(waiting) == 2 * threads:
-                yield from waiting.popleft().result()
-        while waiting:
-            yield from waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(threads)  # part of what the others set is common to all
-
-
-def _in_batches(cuts: Iterable[Floats], size: int) -> Iterator[list[Floats]]:
-    cuts = iter(cuts)
-    while batch := list(islice(cuts, size)):
-        yield batch
-
-
-def _denoise_filled(
-    model: SparseDenoiser, cuts: list[Floats], size: int, codes: bool, too_large: set[int]
-) -> list[_Tile]:
-    """Denoise tiles in batches of one size, filled up, as a GPU rounds by the shape of the batch.
-
-    Where the memory does not suffice the size is halved for these tiles: the result then differs by rounding. Of sizes that are
-    noted in ``too_large`` this was said before.
-    """
-    try:
-        found: list[_Tile] = []
-        for first in range(0, len(cuts), size):
-            batch = cuts[first : first + size]
-            found += _denoise_batch(model, batch + batch[-1:] * (size - len(batch)), codes)[: len(batch)]
-        return found
-    except torch.OutOfMemoryError as error:
-        if size == 1:
-            raise MemoryError(f"a single tile does not fit the GPU's memory: {error}") from error
-    torch.cuda.empty_cache()
-    if size not in too_large:
-        too_large.add(size)
-        say(
-            f"a batch of {size} tiles does not fit the GPU's memory: taken in two, as are all that do not fit; --batch {size // 2} "
-            "is faster, but denoises again what is there"
-        )
-    return _denoise_filled(model, cuts, size // 2, codes, too_large)
-
-
-def _on_cpu(model: SparseDenoiser) -> bool:
-    return model.device.type == "cpu"
-
-
-@torch.inference_mode()
-def _denoise_batch(model: SparseDenoiser, cuts: list[Floats], keep_codes: bool) -> list[_Tile]:
-    noisy = torch.from_numpy(np.stack(cuts)).to(model.device)
-    denoised = model(noisy)
-    solved = denoised.solution
-    estimates = denoised.estimate.float().cpu().numpy()
-    solutions = zip(
-        *(x.tolist() for x in (solved.residual, solved.iterations, solved.converged)), strict=True
-    )
-    tiles = [_Tile(estimate=e, solution=s) for e, s in zip(estimates, solutions, strict=True)]
-    if not keep_codes:
-        return tiles
-    codes = denoised.codes()
-    supports = [()] * len(tiles) if codes.support is None else [tuple(s) for s in codes.support.tolist()]
-    kept = zip(tiles, codes.values.float().cpu().numpy(), supports, strict=True)
-    return [replace(tile, codes=values, support=support) for tile, values, support in kept]
-
-
 class _KeptCodes:
     """The codes of a window: of every pixel those of the tile that owns it, as codes cannot be blended."""
 
@@ -376,25 +197,3 @@ class _KeptCodes:
         if own.height > 0 and own.width > 0:
             source, target = own.shift(-tile.y0, -tile.x0), own.shift(-self.window.y0, -self.window.x0)
             self.values[(slice(None), *target.slices)] = codes[(slice(None), *source.slices)]
-
-
-def denoise_array(
-    model: SparseDenoiser, noisy: NDArray[np.float32], settings: DenoiseSettings | None = None
-) -> NDArray[np.float32]:
-    """Denoise a scene ``(band, y, x)`` in memory; the numbers are those of `denoise_archive`.
-
-    Raises
-    ------
-    ValueError
-        If the band count is not the model's, or the overlap does not fit its blocks.
-    """
-    settings = settings or DenoiseSettings()
-    if noisy.ndim != 3 or noisy.shape[0] != model.bands:
-        raise ValueError(
-            f"the scene must be (band, y, x) with the model's {model.bands} bands, got shape {noisy.shape}"
-        )
-    extent = Window(0, noisy.shape[1], 0, noisy.shape[2])
-    (whole,) = denoise_windows(
-        prepare(model, settings), [NoisyWindow(extent=extent, window=extent, pixels=noisy)], settings
-    )
-    return whole.values

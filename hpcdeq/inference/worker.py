@@ -8,7 +8,7 @@ import shutil
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,14 +21,12 @@ from hpcdeq.archive import Scene, open_archive
 from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.console import Bar, say
 from hpcdeq.errors import ArchiveError, HpcdeqError, PreemptedError, SceneError
+from hpcdeq.inference.applied import AppliedModel
+from hpcdeq.inference.findings import noise_in_the_middle
 from hpcdeq.inference.ledger import Complete, Ledger
 from hpcdeq.inference.output import Output
 from hpcdeq.inference.plan import ScenePlan, Unit, plan_of
-from hpcdeq.inference.tiles import Convergence, DenoisedWindow, NoisyWindow, denoise_windows, prepare
-from hpcdeq.models import load_model
-from hpcdeq.models.files import read_card
-from hpcdeq.noise import estimate_sigma, sigma_range_of
-from hpcdeq.tiling import Window
+from hpcdeq.inference.tiles import Convergence, DenoisedWindow, NoisyWindow, denoise_windows
 from hpcdeq.timing import note, part
 
 T = TypeVar("T")
@@ -38,7 +36,6 @@ _MOST_THREADS = 8  # that read, and as many that write, for a GPU; a processor t
 # Seconds before a failed read is tried again: file systems of clusters have hiccups.
 _READ_PAUSES = (0.2, 1.0)
 _SCENE_ERRORS = (SceneError, ArchiveError)  # of one scene: the others can be finished
-_NOISE_WINDOW = 260  # pixels: edge of the middle of a scene in which its noise is estimated
 
 
 @dataclass(kw_only=True)
@@ -89,13 +86,9 @@ class Worker:
         self.ledger = Ledger(archive)
         self.job = job = self.ledger.job()
         self.archive = open_archive(job.archive)
-        self.model = prepare(load_model(job.model), job.settings, local_rank)
-        card = read_card(job.model)
-        self.weights = card["weights_sha256"]
-        self.trained = sigma_range_of(card["provenance"].get("config", {}).get("noise"))
-        self.output = Output(
-            archive, self.ledger, self.model, self.weights, job.settings, self._scene, self._remarks
-        )
+        self.applied = AppliedModel.of(job.model, job.settings).on_device(local_rank)
+        self.model = self.applied.model
+        self.output = Output(archive, self.ledger, self.applied, self._scene)
         self.report = DenoiseReport(tolerance=self.model.settings.solver.tolerance)
         self._scenes: dict[str, Scene] = {}
         self._lock = threading.Lock()
@@ -111,32 +104,39 @@ class Worker:
             If it was asked to stop, and units are left.
         """
         plans = list(dict.fromkeys(unit.scene for unit in units))
-        visible = {plan.name: self.output.is_visible(plan) for plan in plans}
-        self.report.skipped = [name for name, there in visible.items() if there]
+        visible = {plan.name for plan in plans if self.output.is_visible(plan)}
+        self.report.skipped = [plan.name for plan in plans if plan.name in visible]
+        with Bar("denoise", len(units)) as bar:
+            if not self._compute(self._missing(units, visible, bar), bar, stop):
+                raise PreemptedError("stopped; what is finished is written, and the same command goes on")
+        for plan in plans:
+            if plan.name not in visible:
+                self._finish(plan)
+        self._sweep()
+
+    def _missing(self, units: list[Unit], visible: Collection[str], bar: Bar) -> Iterator[Unit]:
+        """Those that are to be computed, found out when they are asked for."""
+        for unit in units:
+            name = unit.scene.name
+            bar.note(f"{name} rows {unit.window.y0}:, columns {unit.window.x0}:")
+            unopened = name in self.report.failed and name not in self._scenes
+            if name in visible or unopened or self.output.is_written(unit):
+                bar.advance()
+            else:
+                yield unit
+
+    def _compute(self, units: Iterator[Unit], bar: Bar, stop: StopRequest) -> bool:
+        """Read, denoise and write units; False if it was asked to stop and some are left."""
         begun: deque[tuple[Unit, _Input]] = deque()
         stopped = False
         threads = 1
         if self.model.device.type != "cpu":
             threads = min(_MOST_THREADS, len(os.sched_getaffinity(0)))
-        with (
-            Bar("denoise", len(units)) as bar,
-            ThreadPoolExecutor(threads) as readers,
-            ThreadPoolExecutor(threads) as writers,
-        ):
-
-            def missing() -> Iterator[Unit]:
-                for unit in units:
-                    bar.note(f"{unit.scene.name} rows {unit.window.y0}:, columns {unit.window.x0}:")
-                    name = unit.scene.name
-                    unopened = name in self.report.failed and name not in self._scenes
-                    if visible[name] or unopened or self.output.is_written(unit):
-                        bar.advance()
-                    else:
-                        yield unit
+        with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
 
             def inputs() -> Iterator[NoisyWindow]:
                 nonlocal stopped
-                for unit, read in _ahead(readers, self._read, missing(), threads):
+                for unit, read in _ahead(readers, self._read, units, threads):
                     if stop:
                         stopped = True
                         return
@@ -161,12 +161,7 @@ class Worker:
                 except _SCENE_ERRORS as error:
                     self._fail(unit.scene, error)
                 bar.advance()
-        if stopped or begun:
-            raise PreemptedError("stopped; what is finished is written, and the same command goes on")
-        for plan in plans:
-            if not visible[plan.name]:
-                self._finish(plan)
-        self._sweep()
+        return not (stopped or begun)
 
     def reopen(self, plan: ScenePlan, damaged: list[str]) -> None:
         """Take a scene out of the archive, to write it again where files are damaged; it stays if its input cannot be read."""
@@ -209,7 +204,7 @@ class Worker:
         return _Input(
             noisy=NoisyWindow(extent=unit.scene.extent, window=unit.window, pixels=pixels),
             valid=scene.valid_mask(unit.window) if scene.has_mask else None,
-            noise=_noise_in_the_middle(unit, pixels),
+            noise=_noise_of(unit, pixels),
         )
 
     def _write(self, unit: Unit, read: _Input, found: DenoisedWindow) -> None:
@@ -234,7 +229,7 @@ class Worker:
         scene = self._scenes.get(plan.name)
         if scene is None:
             scene = self.archive[plan.name]
-            now = plan_of(scene, self.model, self.weights, self.job.settings)
+            now = plan_of(scene, self.applied)
             if now != plan:
                 raise SceneError(
                     f"scene {plan.name}: the scene or the model {self.job.model} has changed since the work was planned; give the "
@@ -242,18 +237,6 @@ class Worker:
                 )
             self._scenes[plan.name] = scene
         return scene
-
-    def _remarks(self, noise: float) -> list[str]:
-        """What is to be said of a scene of some noise level, in units of 1/255."""
-        if self.trained is None or noise == 0:
-            return []
-        least, most = self.trained
-        if 0.8 * least <= noise <= 1.2 * most:
-            return []
-        known = f"{least:g}" if least == most else f"{least:g} to {most:g}"
-        return [
-            f"its noise is about {noise:.0f}/255, and the model was trained for {known}: use one that was trained for this noise"
-        ]
 
     def _fail(self, plan: ScenePlan, error: HpcdeqError) -> None:
         if plan.name not in self.report.failed:
@@ -263,18 +246,13 @@ class Worker:
             self.ledger.fail(plan.name, str(error))
 
 
-def _noise_in_the_middle(unit: Unit, pixels: NDArray[np.float32]) -> list[float]:
-    """Estimate the noise of every band in the middle of a scene; nothing if that is in another unit."""
-    scene, window, around = unit.scene, unit.window, unit.reach
-    y, x = scene.height // 2, scene.width // 2
+def _noise_of(unit: Unit, pixels: NDArray[np.float32]) -> list[float]:
+    """Estimate the noise of every band if the middle of the scene is in the unit; else nothing."""
+    extent, window = unit.scene.extent, unit.window
+    y, x = extent.height // 2, extent.width // 2
     if not (window.y0 <= y < window.y1 and window.x0 <= x < window.x1):
         return []
-    half = _NOISE_WINDOW // 2
-    middle = Window(max(0, y - half), y + half, max(0, x - half), x + half).intersect(around)
-    if min(middle.height, middle.width) < 2:
-        return []
-    inside = middle.shift(-around.y0, -around.x0).slices
-    return [float(sigma) for sigma in estimate_sigma(pixels[(slice(None), *inside)])]
+    return noise_in_the_middle(extent, unit.reach, pixels)
 
 
 def _ahead(

@@ -53,17 +53,7 @@ def mpsnr(reference: Image, estimate: Image, mask: Image | None = None) -> float
 
     Not the ratio of the whole cube, which a bad band lowers more. inf if any band is exactly equal.
 
-    Parameters
-    ----------
-    reference, estimate
-        (d, H, W) float tensors or arrays, nominally in [0, 1]. They are not clamped.
-    mask
-        (H, W), True where a pixel counts; all of them by default.
-
-    Raises
-    ------
-    ValueError
-        If shapes, types or devices do not fit, or no pixel is left to measure.
+    Parameters and errors are those of `evaluate_all`; images may be of any size.
     """
     valid = check_images(reference, estimate, mask)
     errors = [mean_over(valid, (x - y).square_()) for x, y in pairs_of_bands(reference, estimate)]
@@ -76,17 +66,7 @@ def sam(reference: Image, estimate: Image, mask: Image | None = None) -> float:
     Over the valid pixels where both spectra are non-zero, for an angle with a zero spectrum is undefined; nan
     if there is none.
 
-    Parameters
-    ----------
-    reference, estimate
-        (d, H, W) float tensors or arrays, nominally in [0, 1]. They are not clamped.
-    mask
-        (H, W), True where a pixel counts; all of them by default.
-
-    Raises
-    ------
-    ValueError
-        If shapes, types or devices do not fit, or no pixel is left to measure.
+    Parameters and errors are those of `evaluate_all`; images may be of any size.
 
     References
     ----------
@@ -111,17 +91,7 @@ def ergas(reference: Image, estimate: Image, mask: Image | None = None) -> float
     The ratio of pixel sizes in the original definition is 1, for denoising keeps the resolution. Bands whose
     reference has mean zero are left out; nan if all have.
 
-    Parameters
-    ----------
-    reference, estimate
-        (d, H, W) float tensors or arrays, nominally in [0, 1]. They are not clamped.
-    mask
-        (H, W), True where a pixel counts; all of them by default.
-
-    Raises
-    ------
-    ValueError
-        If shapes, types or devices do not fit, or no pixel is left to measure.
+    Parameters and errors are those of `evaluate_all`; images may be of any size.
 
     References
     ----------

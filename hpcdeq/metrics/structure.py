@@ -27,12 +27,7 @@ def ssim(reference: Image, estimate: Image, mask: Image | None = None) -> float:
     all valid, nan if there is none. Equals scikit-image's ``structural_similarity(gaussian_weights=True,
     sigma=1.5, use_sample_covariance=False, data_range=1)`` averaged over bands.
 
-    Parameters
-    ----------
-    reference, estimate
-        (d, H, W) float tensors or arrays, nominally in [0, 1], H and W at least 11. They are not clamped.
-    mask
-        (H, W), True where a pixel counts; all of them by default.
+    Parameters are those of `hpcdeq.metrics.evaluate_all`.
 
     Raises
     ------

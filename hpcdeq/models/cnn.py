@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcdeq.models.prior import Norm, Prior
+from hpcdeq.models.prior import MOST_LAYERS, Norm, Prior
 from hpcdeq.noise.estimation import NORMAL_MEDIAN
 
 
@@ -35,8 +35,8 @@ class CnnSettings:
     many levels (FFDNet, Zhang, Zuo and Zhang 2018, doi:10.1109/TIP.2018.2839891)."""
 
     def __post_init__(self) -> None:
-        if self.layers < 2:
-            raise ValueError(f"layers must be at least 2, got {self.layers}")
+        if not 2 <= self.layers <= MOST_LAYERS:
+            raise ValueError(f"layers must be 2 to {MOST_LAYERS}, got {self.layers}")
         if self.filters < 1:
             raise ValueError(f"filters must be at least 1, got {self.filters}")
         if self.kernel_size < 1 or self.kernel_size % 2 == 0:

@@ -8,16 +8,20 @@ import os
 import shutil
 import uuid
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from pydantic import TypeAdapter, ValidationError
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from hpcdeq.documents import read_json, shortened
 from hpcdeq.errors import ModelFileError
 from hpcdeq.models.denoiser import ModelSettings, SparseDenoiser
+from hpcdeq.weights import find, names
 
 WEIGHTS = "model.safetensors"
 CARD = "model.json"
@@ -66,42 +70,89 @@ def save_model(model: SparseDenoiser, folder: Path, provenance: dict[str, Any]) 
 def load_model(folder: Path | str) -> SparseDenoiser:
     """Read a model, in evaluation mode, on the CPU.
 
+    Parameters
+    ----------
+    folder
+        A model's folder; or the name of one that comes with the package (`hpcdeq.weights.names`).
+
     Raises
     ------
     ModelFileError
         If a file is missing or damaged, or its settings are not those of a model.
     """
-    folder = Path(folder)
-    settings = _settings(folder, read_card(folder))
+    folder = find(Path(folder))
+    settings = read_settings(folder)
     try:
         numbers = load_file(folder / WEIGHTS)
         dictionary = numbers["dictionary"]
+        _check_fit(settings, numbers)
         model = SparseDenoiser(settings, dictionary)
         model.load_state_dict(numbers)
-    except (SafetensorError, KeyError, RuntimeError, ValueError) as error:
+    except Exception as error:  # torch raises whatever it likes at settings and numbers that do not fit
         raise ModelFileError(
-            f"{folder / WEIGHTS} does not hold the weights that {CARD} describes: {error}"
+            f"{folder / WEIGHTS} does not hold the weights that {CARD} describes: {shortened(str(error))}"
         ) from error
     return model.eval()
 
 
+def _check_fit(settings: ModelSettings, numbers: dict[str, Tensor]) -> None:
+    """Raise a ValueError unless a model of these settings has these numbers, before anything is allocated by what they claim."""
+    with torch.device("meta"):
+        wanted = SparseDenoiser(settings, numbers["dictionary"].to("meta")).state_dict()
+    for name in sorted(wanted.keys() | numbers.keys()):
+        there, meant = numbers.get(name), wanted.get(name)
+        if there is None or meant is None or there.shape != meant.shape:
+            shapes = ["none" if t is None else str(tuple(t.shape)) for t in (there, meant)]
+            raise ValueError(f"{name} has shape {shapes[0]}, the settings ask for {shapes[1]}")
+        if not there.is_floating_point() or not bool(torch.isfinite(there).all()):
+            raise ValueError(f"{name} holds what is no finite number")
+
+
+def read_settings(folder: Path) -> ModelSettings:
+    """Read the settings of a model from its card.
+
+    Raises
+    ------
+    ModelFileError
+        As `load_model`.
+    """
+    folder = find(folder)
+    try:
+        return _settings_of().validate_python(read_card(folder)["settings"])
+    except ValidationError as error:
+        raise ModelFileError(
+            f"{folder / CARD}: its settings are not those of a model: {shortened(str(error))}"
+        ) from error
+
+
+@cache
+def _settings_of() -> TypeAdapter[ModelSettings]:
+    return TypeAdapter(ModelSettings)
+
+
 def read_card(folder: Path) -> dict[str, Any]:
     """Read ``model.json`` and check that the weights beside it are the ones it describes."""
+    folder = find(folder)
     for name in (CARD, WEIGHTS):
         if not (folder / name).is_file():
             raise ModelFileError(
-                f"no {name} in {folder}; a model is a folder with {WEIGHTS} and {CARD}, as train writes it"
+                f"no {name} in {folder}; a model is a folder with {WEIGHTS} and {CARD}, as train writes it, "
+                f"or one that comes along: {', '.join(names())}"
             )
     try:
-        card: dict[str, Any] = json.loads((folder / CARD).read_text())
-        known = card["format"] == FORMAT and card["version"] == VERSION
-        wanted = card["weights_sha256"]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ModelFileError(f"{folder / CARD} is not a model card: {error!r}") from error
-    if not known:
+        card: dict[str, Any] = read_json(folder / CARD)
+        format_, version, wanted = card["format"], card["version"], card["weights_sha256"]
+        settings, provenance = card["settings"], card["provenance"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelFileError(f"{folder / CARD} is not a model card: {shortened(repr(error))}") from error
+    if (format_, version) != (FORMAT, VERSION):
+        newer = format_ == FORMAT and isinstance(version, int) and version > VERSION
+        advice = "update hpcdeq" if newer else "export or train it again with this version"
         raise ModelFileError(
-            f"{folder / CARD}: format {card['format']} {card['version']}; this version reads {FORMAT} {VERSION}"
+            f"{folder / CARD}: format {shortened(format_)} {shortened(version)}; this version reads {FORMAT} {VERSION}: {advice}"
         )
+    if not isinstance(settings, dict) or not isinstance(provenance, dict):
+        raise ModelFileError(f"{folder / CARD} is not a model card: settings and provenance must be objects")
     if _sha256(folder / WEIGHTS) != wanted:
         raise ModelFileError(
             f"{folder / WEIGHTS} is damaged or not the one {CARD} was written for: its sha256 differs"
@@ -140,11 +191,14 @@ def load_dictionary(path: Path) -> Tensor:
     try:
         with safe_open(path, framework="pt") as file:
             dictionary: Tensor = file.get_tensor("dictionary")
-    except SafetensorError as error:
-        raise ModelFileError(f"{path} is not a dictionary written by `hpcdeq dictionary`: {error}") from error
-    if dictionary.dim() != 2 or not bool(torch.isfinite(dictionary).all()):
+        finite = dictionary.is_floating_point() and bool(torch.isfinite(dictionary).all())
+    except Exception as error:  # torch knows not all types that a file can name
         raise ModelFileError(
-            f"{path}: a dictionary is (band, atom) and finite, got shape {tuple(dictionary.shape)}"
+            f"{path} is not a dictionary written by `hpcdeq dictionary`: {shortened(str(error))}"
+        ) from error
+    if dictionary.dim() != 2 or 0 in dictionary.shape or not finite:
+        raise ModelFileError(
+            f"{path}: a dictionary is (band, atom) and finite, got shape {tuple(dictionary.shape)} of {dictionary.dtype}"
         )
     return dictionary
 
@@ -156,8 +210,8 @@ def read_dictionary_card(path: Path) -> dict[str, Any]:
         text = (file.metadata() or {}).get("provenance", "{}")
     try:
         told = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ModelFileError(f"{path}: its provenance is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"{path}: its provenance is not JSON: {shortened(str(error))}") from error
     return told if isinstance(told, dict) else {}
 
 
@@ -171,15 +225,6 @@ def _save_tensors(numbers: dict[str, Tensor], path: Path, provenance: dict[str, 
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)
-
-
-def _settings(folder: Path, card: dict[str, Any]) -> ModelSettings:
-    from pydantic import TypeAdapter, ValidationError
-
-    try:
-        return TypeAdapter(ModelSettings).validate_python(card.get("settings"))
-    except ValidationError as error:
-        raise ModelFileError(f"{folder / CARD}: its settings are not those of a model: {error}") from error
 
 
 def _sha256(path: Path) -> str:

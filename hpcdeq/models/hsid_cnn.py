@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcdeq.models.prior import Prior, convolve
+from hpcdeq.models.prior import Prior, convolve, start_normal
 
 _SIZES = (3, 5, 7)  # of the first kernels
 _DEPTH = 9  # convolutions between the first and the last ones
@@ -108,7 +108,7 @@ def _neighbours(band: int, bands: int, count: int) -> list[int]:
 
 def _convolution(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, size, padding=size // 2)
-    nn.init.kaiming_normal_(layer.weight)
+    start_normal(layer, "fan_in")
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
     return layer

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcdeq.models.batch_norm import BatchNorm
-from hpcdeq.models.prior import Prior, convolve
+from hpcdeq.models.prior import MOST_LAYERS, Prior, convolve, start_normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +29,11 @@ class MemNetSettings:
         for name in ("filters", "memory_blocks", "residual_blocks"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.memory_blocks * self.residual_blocks > MOST_LAYERS:
+            raise ValueError(
+                f"memory_blocks times residual_blocks must be at most {MOST_LAYERS}, "
+                f"got {self.memory_blocks} times {self.residual_blocks}"
+            )
 
 
 class MemNet(Prior):
@@ -82,5 +87,5 @@ class MemNet(Prior):
 
 def _convolution(inputs: int, outputs: int, size: int = 3) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, size, padding=size // 2, bias=False)
-    nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+    start_normal(layer, "fan_out")
     return layer

@@ -18,6 +18,9 @@ from hpcdeq.solvers import transpose_by_autograd
 Norm = Literal["none", "kernel", "conv"]
 Convolution = nn.Conv2d | nn.Conv3d
 
+MOST_LAYERS = 1000
+"""What settings may ask for: those of a model file are not always one's own."""
+
 _POWER_GRID = 60  # pixels: the operator norm is taken on images of a block's size
 _FIRST_POWER_STEPS = 20
 
@@ -47,9 +50,9 @@ class Prior(nn.Module, ABC):
         self.residual = residual
         if norm != "none":
             for i, layer in enumerate(self.layers()):
-                start = torch.sin(torch.arange(self._power_size(layer), dtype=torch.float32) + 1.0)
-                self.register_buffer(f"power_{i}", start / torch.linalg.vector_norm(start))
-            self.advance_power_iteration(_FIRST_POWER_STEPS)
+                self.register_buffer(f"power_{i}", torch.empty(self._power_size(layer)))
+            if not self.layers()[0].weight.is_meta:  # where only the shapes are asked for
+                self._start_power_iteration()
 
     @abstractmethod
     def network(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Tensor:
@@ -103,6 +106,12 @@ class Prior(nn.Module, ABC):
                 vector = vector / torch.linalg.vector_norm(vector).clamp_min(1e-12)
             self._power(i).copy_(vector)
 
+    def _start_power_iteration(self) -> None:
+        for i in range(len(self.layers())):
+            start = torch.sin(torch.arange(len(self._power(i)), dtype=torch.float32) + 1.0)
+            self._power(i).copy_(start / torch.linalg.vector_norm(start))
+        self.advance_power_iteration(_FIRST_POWER_STEPS)
+
     def advance_statistics(self) -> None:
         """Let the running averages of batch normalisation, if there is any, take in the last batch; after every optimiser step."""
         for norm in self.batch_norms():
@@ -140,6 +149,12 @@ class Prior(nn.Module, ABC):
         if self.norm == "kernel":
             return kernel.flatten(1).T @ image
         return F.conv_transpose2d(image, kernel, padding=kernel.shape[-1] // 2).flatten()
+
+
+def start_normal(layer: Convolution, mode: Literal["fan_in", "fan_out"]) -> None:
+    """Begin with He's normal weights."""
+    if not layer.weight.is_meta:  # where only the shapes are asked for
+        nn.init.kaiming_normal_(layer.weight, mode=mode)
 
 
 def convolve(layer: Convolution, kernel: Tensor, hidden: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from hpcdeq.models.prior import Prior, convolve
+from hpcdeq.models.prior import MOST_LAYERS, Prior, convolve
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class Qrnn3dSettings:
     """Whether the network gives the noise, N(x) = x - network(x), or the clean block itself."""
 
     def __post_init__(self) -> None:
-        if self.layers < 2:
-            raise ValueError(f"layers must be at least 2, got {self.layers}")
+        if not 2 <= self.layers <= MOST_LAYERS:
+            raise ValueError(f"layers must be 2 to {MOST_LAYERS}, got {self.layers}")
         if self.filters < 1:
             raise ValueError(f"filters must be at least 1, got {self.filters}")
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hpcdeq.models.batch_norm import BatchNorm
-from hpcdeq.models.prior import Convolution, Prior, convolve
+from hpcdeq.models.prior import Convolution, Prior, convolve, start_normal
 from hpcdeq.models.qrnn3d import pool
 
 _HALVES = (
@@ -93,7 +93,7 @@ def _convolution(
     """Make a convolution that begins as the authors' code lets it, or one in place of a transposed one there."""
     layer = nn.Conv3d(inputs, outputs, 3, stride=(1, stride, stride), padding=1, bias=bias)
     if not transposed:
-        nn.init.kaiming_normal_(layer.weight, mode="fan_out")
+        start_normal(layer, "fan_out")
         return layer
     bound = layer.weight[:, 0].numel() ** -0.5
     for parameter in layer.parameters():

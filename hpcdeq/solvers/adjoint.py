@@ -105,7 +105,7 @@ def equilibrium(
         return solver.solve(f, state)
     with torch.no_grad():
         solution = solver.solve(f, state)
-    point = solution.state.detach()
+    point = solution.state
     if not isinstance(adjoint, Implicit):
         steps, damping = (1, 1.0) if isinstance(adjoint, JacobianFree) else (adjoint.steps, adjoint.damping)
         for _ in range(steps):

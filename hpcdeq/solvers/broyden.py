@@ -69,16 +69,14 @@ class _InverseJacobian:
 
     def _update(self, step: Tensor, change: Tensor) -> None:
         """Make H map the change of g to the step: H += (step - H change) (step^T H) / (step^T H change)."""
+        if len(self.left) == self.history:  # first, or H would not map this change to this step
+            del self.left[0], self.right[0]
         row = self._times(self.right, self.left, step)
         scale = block_dot(row, change)
         size = (block_dot(row, row) * block_dot(change, change)).sqrt()
         usable = torch.isfinite(scale) & (scale.abs() > _SMALLEST * size)
         factor = torch.where(usable, 1 / torch.where(usable, scale, 1.0), 0.0)
         column = (step - self._times(self.left, self.right, change)) * per_block(factor, step).to(step.dtype)
-        # 0 times a value that is not finite would still not be one.
-        column = torch.where(per_block(usable, column), column, 0.0)
-        if len(self.left) == self.history:
-            del self.left[0], self.right[0]
         self.left.append(column)
         self.right.append(row)
 

@@ -53,7 +53,7 @@ def spectral_radius(f: FixedPointMap, state: Tensor, iterations: int = 20) -> Te
     """
     transpose = f.transpose_at(state)
     vector = torch.sin(torch.arange(state[0].numel(), device=state.device) + 1.0).to(state.dtype)
-    vector = vector.view_as(state[0]).expand_as(state).contiguous()
+    vector = vector.view_as(state[0]).expand_as(state)
     growth = []
     for _ in range(iterations):
         vector = vector / per_block(_length(vector), vector).to(vector.dtype)

@@ -51,23 +51,17 @@ def fast_tv(
 
     Parameters
     ----------
-    blocks
-        Y (block, band, y, x), any float type; 16-bit types are computed in float32.
-    dictionary
-        D (band, atom), atoms of unit norm, on the blocks' device.
+    blocks, dictionary, tolerance, iterations
+        As those of `sunsal_tv`.
     support
         (block, s) integers: the atoms of each block, at most as many as bands. The coefficients are of these, in this order.
     tv_penalty
         At least 0; 0 projects each spectrum on the span of the atoms.
-    tolerance
-        A block has converged when both residuals of `TvResult` are at most this; they are looked at every tenth iteration.
-    iterations
-        Most iterations of a block.
 
     Raises
     ------
     ValueError
-        If shapes, devices or numbers do not fit, an atom is not of unit norm, or a block is not finite.
+        As `sunsal_tv`.
 
     References
     ----------

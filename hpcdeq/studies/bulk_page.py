@@ -19,6 +19,7 @@ from hpcdeq.inference.plan import ScenePlan
 from hpcdeq.inference.status import LISTED, SceneStatus, Status
 from hpcdeq.studies.page import (
     Figure,
+    check_page,
     false_colours,
     png,
     render_page,
@@ -90,6 +91,7 @@ class BulkPage:
 
     def __init__(self, out: Path, file: Path) -> None:
         require_libraries("the HTML page", "jinja2")
+        check_page(file)
         self._out, self._file = Archive(out), file
         self._panels: dict[tuple[ScenePlan | None, SceneStatus], Panel] = {}
 

@@ -20,7 +20,8 @@ from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.console import Bar, say
 from hpcdeq.errors import PreemptedError
 from hpcdeq.metrics import Scores, evaluate_all
-from hpcdeq.studies.methods import Method, for_sigma
+from hpcdeq.studies.method import Method
+from hpcdeq.studies.methods import for_sigma
 from hpcdeq.studies.page import middle, rgb_bands, stretched, typical_points, white_of, write_whole
 from hpcdeq.studies.protocols import Case, Protocol
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from hpcdeq.studies.cells import Cell, Comparison, Look, Store
-from hpcdeq.studies.methods import Method
+from hpcdeq.studies.method import Method
 from hpcdeq.studies.page import write_whole
 
 _DPI = 160

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpcdeq import __version__
-from hpcdeq.errors import MissingExtraError
+from hpcdeq.errors import ConfigError, MissingExtraError
 
 RGB_NM = (640.0, 550.0, 460.0)
 
@@ -34,6 +34,12 @@ def require_libraries(purpose: str, *libraries: str, extra: str = "report") -> N
     for library in libraries:
         if find_spec(library) is None:
             raise MissingExtraError(library, extra, purpose)
+
+
+def check_page(path: Path) -> None:
+    """Raise ConfigError if no page can be written there, as it is a folder: call it before the long work."""
+    if path.is_dir():
+        raise ConfigError(f"--html {path} is a folder; name a file, such as {path / 'report.html'}")
 
 
 def render_page(template: str, **values: Any) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from hpcdeq.cluster.machine import machine
 from hpcdeq.console import progress
 from hpcdeq.noise import generator
-from hpcdeq.studies.methods import Method
+from hpcdeq.studies.method import Method
 from hpcdeq.studies.page import write_whole
 from hpcdeq.studies.protocols import Protocol
 

@@ -20,11 +20,13 @@ from hpcdeq.errors import ConfigError, PartialFailureError
 from hpcdeq.studies import runtime
 from hpcdeq.studies.cells import Cell, Comparison, Store, compute
 from hpcdeq.studies.figures import draw_all
-from hpcdeq.studies.methods import Method, choose, model_denoiser
+from hpcdeq.studies.method import Method
+from hpcdeq.studies.methods import choose
 from hpcdeq.studies.page import write_page
 from hpcdeq.studies.protocols import protocol_of
 from hpcdeq.studies.study_page import render
 from hpcdeq.studies.tables import Tables, gather, write_all
+from hpcdeq.studies.trained import model_denoiser
 
 BLOCKS = (20, 30, 40, 50, 60, 80, 100, 120)
 ITERATIONS = (1, 2, 3, 5, 8, 10, 15, 20, 30, 40, 60, 80)

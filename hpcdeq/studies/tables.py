@@ -16,7 +16,7 @@ import numpy as np
 from hpcdeq.console import table as text_table
 from hpcdeq.studies import published
 from hpcdeq.studies.cells import Comparison, Store
-from hpcdeq.studies.methods import Method
+from hpcdeq.studies.method import Method
 from hpcdeq.studies.page import write_whole
 from hpcdeq.studies.protocols import Protocol
 from hpcdeq.studies.runtime import Runtime

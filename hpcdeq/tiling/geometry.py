@@ -59,9 +59,7 @@ def _starts(size: int, tile: int, overlap: int) -> list[int]:
     """First pixels of the tiles along one axis: a fixed stride, the last tile pushed back to end at the border."""
     if size <= tile:
         return [0]
-    stride = tile - overlap
-    starts = list(range(0, size - tile, stride))
-    return [*starts, size - tile]
+    return [*range(0, size - tile, tile - overlap), size - tile]
 
 
 def tiles_of(
@@ -122,6 +120,6 @@ def blend_weights(height: int, width: int, overlap: int) -> NDArray[np.float32]:
 
     def ramp(size: int) -> NDArray[np.float64]:
         distance = np.minimum(np.arange(size), np.arange(size)[::-1]) + 0.5
-        return np.sin(0.5 * np.pi * np.clip(distance / max(overlap, 0.5), 0.0, 1.0)) ** 2
+        return np.sin(0.5 * np.pi * np.minimum(distance / max(overlap, 0.5), 1.0)) ** 2
 
     return np.outer(ramp(height), ramp(width)).astype(np.float32)

@@ -22,6 +22,7 @@ import torch
 
 from hpcdeq.archive.scene import checksum_of
 from hpcdeq.console import say
+from hpcdeq.documents import read_json, shortened
 from hpcdeq.errors import FencedError, TrainingError
 
 _ATTEMPT = ".attempt-"
@@ -144,7 +145,17 @@ def load(checkpoint: Path) -> dict[str, Any]:
         raise TrainingError(
             f"checkpoint {checkpoint} is damaged ({damage}); remove it and run the same command again to go on from an older one"
         )
-    state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    try:
+        state: dict[str, Any] = torch.load(checkpoint / STATE, map_location="cpu", weights_only=True)
+    except Exception as error:  # the parser raises whatever it likes
+        raise TrainingError(
+            f"checkpoint {checkpoint} cannot be read, though it is as it was written: it holds more than numbers and plain values, "
+            f"which are never loaded, or another version of torch wrote it ({shortened(str(error))})"
+        ) from error
+    if not isinstance(state, dict):
+        raise TrainingError(
+            f"checkpoint {checkpoint} holds no state of a training, but a {type(state).__name__}"
+        )
     return state
 
 
@@ -188,10 +199,12 @@ def _move(attempt: Path, source: Path, target: Path) -> Path:
 def _damage(checkpoint: Path) -> str | None:
     """Say what is wrong with the files of a checkpoint, or None."""
     try:
-        sums = json.loads((checkpoint / MANIFEST).read_text())["checksums"]
-    except (FileNotFoundError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError):
+        sums = {**read_json(checkpoint / MANIFEST)["checksums"]}
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
         return f"{MANIFEST} is missing or cannot be read"
     for name, expected in sums.items():
+        if Path(name).name != name or len(name) > 200:
+            return f"{MANIFEST} lists {shortened(name)}, which is outside of it"
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
         if checksum_of(checkpoint / name) != expected:

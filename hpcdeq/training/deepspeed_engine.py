@@ -18,7 +18,7 @@ from torch.optim import Adam
 from hpcdeq.cluster.group import Team
 from hpcdeq.config import DeepSpeedConfig
 from hpcdeq.errors import MissingExtraError
-from hpcdeq.training.engines import MOMENTS, Engine
+from hpcdeq.training.engine import MOMENTS, Engine
 from hpcdeq.training.objective import Objective
 
 _DIVIDES_PARAMETERS = 3
@@ -34,8 +34,10 @@ class DeepSpeedEngine(Engine):
 
     Parameters
     ----------
-    objective, groups, clip, state
+    objective, groups, clip
         As those of `Engine`.
+    state
+        As that of `hpcdeq.training.engines.new_engine`.
     team
         The processes; a single one needs a process group too.
     kind
@@ -56,7 +58,7 @@ class DeepSpeedEngine(Engine):
         team: Team,
         kind: DeepSpeedConfig,
     ) -> None:
-        super().__init__(objective, groups, clip, state)
+        super().__init__(objective, groups, clip)
         self._deepspeed = _import_deepspeed(team.device)
         self._stage, self._team = kind.stage, team
         inner = copy.deepcopy(objective)

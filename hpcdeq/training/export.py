@@ -8,8 +8,9 @@ from typing import Any
 import torch
 
 from hpcdeq import __version__
+from hpcdeq.archive import open_archive
 from hpcdeq.config import TrainConfig, load_train_config
-from hpcdeq.errors import ConfigError
+from hpcdeq.errors import ConfigError, HpcdeqError
 from hpcdeq.models import Identities, SparseDenoiser, read_card, save_model
 from hpcdeq.training import checkpoints
 
@@ -67,8 +68,19 @@ def provenance(
         "config": config.model_dump(mode="json", exclude={"run"}),
         "before": None if begun is None else read_card(begun)["provenance"],
         "scenes": scenes,
+        "wavelengths": _wavelengths(config),
         "checkpoint": checkpoint,
         "validation_psnr": position["best_psnr"] if checkpoint is not None and checkpoint == best else None,
         "skipped_steps": position["skipped"],
         "rollbacks": position["rollbacks"],
     }
+
+
+def _wavelengths(config: TrainConfig) -> list[float] | None:
+    """Band centres in nm of the first scene to learn from; None if it tells none, or is not here any more."""
+    try:
+        archive = open_archive(config.data.train)
+        found = archive[min(archive)].wavelengths
+    except (HpcdeqError, ValueError):  # min: of no scenes
+        return None
+    return None if found is None else found.tolist()

@@ -1,4 +1,4 @@
-"""The training loop: two phases, validation, checkpoints, and what to do when numbers break, alone or in many processes."""
+"""The training loop: two phases, checkpoints, and what to do when numbers break, alone or in many processes."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from hpcdeq.cluster.device import choose_device
 from hpcdeq.cluster.group import Team, process_group
@@ -22,21 +22,20 @@ from hpcdeq.cluster.signals import StopRequest, stop_requests
 from hpcdeq.config import DeepSpeedConfig, TrainConfig
 from hpcdeq.console import Bar, say, silence
 from hpcdeq.errors import PreemptedError, TrainingError
-from hpcdeq.models import save_model
-from hpcdeq.noise import generator
-from hpcdeq.solvers import Solution, Unrolled
+from hpcdeq.models import SparseDenoiser, save_model
 from hpcdeq.timing import part
 from hpcdeq.training import checkpoints, data, start
-from hpcdeq.training.engines import Engine, new_engine
+from hpcdeq.training.average import average_of
 from hpcdeq.training.export import provenance
 from hpcdeq.training.log import RunLog
-from hpcdeq.training.objective import PHASES, Objective, Outcome
+from hpcdeq.training.objective import PHASES
+from hpcdeq.training.stepper import Stepper, Taken
+from hpcdeq.training.validation import Validation
 
 _BAD_STEPS = 5  # skipped steps in a row before the last checkpoint is reloaded
 _MAX_ROLLBACKS = 5
 _ROLLBACK_LR = 0.5
-_PROBED_BLOCKS = 4  # the spectral radius is that of the worst of these validation blocks
-_PROBE = 13  # what a key is for
+_WARM_UP = 0.05  # of a phase, in which the rates of the cosine schedule rise from 0
 
 
 @dataclass
@@ -118,19 +117,22 @@ class Trainer:
         train_scenes, val_scenes = data.split(config)
         self.scenes = start.learnt_from(config, train_scenes)
         self.stream = data.training_stream(config, train_scenes, team)
-        self.validation = data.validation_batches(config, val_scenes)
+        blocks = data.validation_batches(config, val_scenes)
         if config.training.start_from is None:  # learnt by one process, read by all
             team.first(lambda: data.dictionary_of(config, train_scenes, run))
         self.model = start.first_model(config, train_scenes, run).to(team.device)
         self.model.prior_dtype = getattr(torch, self.settings.precision)
+        self.average = average_of(self.model, self.settings.ema) if self.settings.ema else None
+        self.validated = self.model if self.average is None else cast(SparseDenoiser, self.average.module)
+        """What is validated and written: the model, or the average of what it was."""
         self.at = Position()
-        self.solutions: dict[str, Solution] = {}
-        """How this process's last blocks were solved, without states: ``forward``, and ``backward`` of an implicit gradient."""
+        self.stepper = Stepper(config, self.model, team)
+        self.validation = Validation(blocks, self.validated, team)
         folder = run / "checkpoints"
         self.attempt = team.first(lambda: checkpoints.take_over(folder, os.environ))
         latest = team.first(lambda: checkpoints.latest(folder))
         if latest is None:
-            self._start_engine()
+            self.stepper.begin(self.at.phase)
         else:
             self._load(latest)
             say(f"continuing {run} from checkpoint {latest.name}")
@@ -165,21 +167,23 @@ class Trainer:
             self.at = Position(
                 phase=phase, batches=self.at.batches, skipped=self.at.skipped, rollbacks=self.at.rollbacks
             )
-            self._start_engine()
+            self.stepper.begin(self.at.phase)
 
     def export(self) -> Path:
         """Write the best model of the last phase that was trained; return its folder."""
         best = self.at.best
         if best is not None:
-            self.model.load_state_dict(self._read(self.run / "checkpoints" / best)["model"])
-        by_support = self._choose_support()
+            self.validated.load_state_dict(self._read(self.run / "checkpoints" / best)["model"])
+        by_support = {}
+        if self.config.model.map == "fast" and PHASES[self.at.phase] == "train":
+            by_support = self.validation.choose_support(self.settings.support_sizes, self.at.phase)
         folder = self.run / "model"
         written = provenance(self.config, best, self.scenes, asdict(self.at))
 
         def write() -> None:
             checkpoints.check_attempt(self.attempt)
             aside = self.attempt / folder.name
-            save_model(self.model, aside, written | {"validation_psnr_by_support_size": by_support})
+            save_model(self.validated, aside, written | {"validation_psnr_by_support_size": by_support})
             checkpoints.publish(self.attempt, folder.name)
 
         self.team.first(write)
@@ -206,28 +210,12 @@ class Trainer:
     def step(self, clean: Tensor, noisy: Tensor, planned: int, waited: float) -> str:
         """Take one step, or skip it if it is not finite or not solved; log, validate and checkpoint when due."""
         begin = time.perf_counter()
-        self.model.train()
-        most = -(-planned // self.team.world_size)  # blocks of a process
-        size = min(self.config.data.micro_batch or most, most)
-        probes = self._probes(planned)
-        loss = 0.0
-        for first in range(0, most, size):
-            rows = slice(first, first + size)
-            with self.engine.accumulating(last=first + size >= most):
-                with part("forward"):
-                    outcome = self._outcome(self.engine.objective, clean[rows], noisy[rows], probes[rows])
-                share = len(clean[rows]) / planned
-                told = self._tell(outcome, share, len(clean[rows]))
-                loss += told[0].item()
-                # A gradient that is not a number, so that no process takes the step, whatever its own blocks say.
-                weight = share * self.team.world_size if self._solved(told) else float("nan")
-                with part("backward"):
-                    self.engine.backward(outcome.loss * weight)
-        if outcome.solution is not None and len(clean[rows]):
-            self._keep("forward", outcome.solution)
-        with part("optimiser"):
-            norm = self.engine.step()
-        sound = math.isfinite(norm)
+        lr_factor = self._lr_factor()
+        taken = self.stepper.take(clean, noisy, planned, self.at.batches, lr_factor)
+        sound = math.isfinite(taken.norm)
+        if sound and self.average is not None:
+            self.average.update_parameters(self.model)
+            self.validated.after_step()
         self.at.step += 1
         self.at.batches += 1
         self.at.skipped += not sound
@@ -236,72 +224,35 @@ class Trainer:
             self._roll_back()
             return "rolled back"
         if self.at.step % self.settings.log_every == 0:
-            self._log_step(loss, norm, outcome.jacobian, time.perf_counter() - begin, waited)
+            self._log_step(taken, lr_factor, time.perf_counter() - begin, waited)
         last = self.at.step == self.steps(self.at.phase)
         if self.at.step % self.settings.validate_every == 0 or last:
             self._validate()
         elif self.at.step % self.settings.checkpoint_every == 0:
             self._commit()
-        return f"loss {loss:.3e}"
+        return f"loss {taken.loss:.3e}"
 
-    def _outcome(
-        self, objective: nn.Module, clean: Tensor, noisy: Tensor, probes: list[torch.Generator]
-    ) -> Outcome:
-        """Run the model on some blocks; on a grey one, which does not count, if there is none: all processes must take part."""
-        if len(clean) == 0:
-            size = self.config.model.block
-            clean = noisy = torch.full((1, self.model.bands, size, size), 0.5, device=self.team.device)
-            with_probe = self.settings.jacobian_weight > 0 and torch.is_grad_enabled()
-            probes = [torch.Generator()] if with_probe else []
-            self.model.eval()  # not in running averages either
-        outcome: Outcome = objective(clean, noisy, probes or None, partial(self._keep, "backward"))
-        return outcome
+    def _lr_factor(self) -> float:
+        """What the learning rates are multiplied by in this step."""
+        factor = _ROLLBACK_LR**self.at.rollbacks
+        if self.settings.schedule == "cosine":
+            done = min(1.0, self.at.step / max(1, self.steps(self.at.phase)))
+            factor *= min(1.0, done / _WARM_UP) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return factor
 
-    def _tell(self, outcome: Outcome, share: float, blocks: int) -> Tensor:
-        """Sums over the processes: weighted loss, residuals, blocks."""
-        residual = 0.0 if outcome.solution is None else outcome.solution.residual.sum().item()
-        mine = [outcome.loss.item() * share, residual if blocks else 0.0, float(blocks)]
-        return self.team.sum(torch.tensor(mine, dtype=torch.float64))
-
-    def _solved(self, told: Tensor) -> bool:
-        """Whether the fixed points are solved well enough for an implicit gradient, which holds at fixed points only."""
-        loss, residual, blocks = told.tolist()
-        if not math.isfinite(loss):
-            return False
-        if isinstance(self.config.model.adjoint, Unrolled) or blocks == 0:
-            return True
-        return bool(residual <= self.settings.largest_residual * blocks)
-
-    def _probes(self, planned: int) -> list[torch.Generator]:
-        """Random numbers of the Jacobian penalty of this process's blocks: a function of their place in the run."""
-        if self.settings.jacobian_weight == 0:
-            return []
-        rows = range(planned)[self.team.part(planned)]
-        keys = (generator(self.config.seed, self.at.batches, row, _PROBE) for row in rows)
-        return [torch.Generator().manual_seed(int(key.integers(1 << 62))) for key in keys]
-
-    def _keep(self, name: str, solution: Solution) -> None:
-        self.solutions[name] = replace(solution, state=torch.empty(0))  # which would hold the graph
-
-    def _log_step(
-        self,
-        loss: float,
-        norm: float,
-        jacobian: Tensor | None,
-        seconds: float,
-        waited: float,
-    ) -> None:
+    def _log_step(self, taken: Taken, lr_factor: float, seconds: float, waited: float) -> None:
         values: dict[str, Any] = {
-            "loss": loss,
-            "gradient_norm": norm,
-            **self._scalars(),
+            "loss": taken.loss,
+            "gradient_norm": taken.norm,
+            "lr_factor": lr_factor,
+            **_scalars(self.model),
             "skipped": self.at.skipped,
             "step_seconds": seconds,
             "data_seconds": waited,
         }
-        if jacobian is not None:
-            values["jacobian"] = jacobian.item()
-        for name, solved in self.solutions.items():
+        if taken.jacobian is not None:
+            values["jacobian"] = taken.jacobian.item()
+        for name, solved in self.stepper.solutions.items():
             values[f"{name}_residual"] = solved.residual.mean().item()
             values[f"{name}_iterations"] = solved.iterations.float().mean().item()
         self._write(values)
@@ -311,22 +262,18 @@ class Trainer:
             place = {"phase": PHASES[self.at.phase], "step": self.at.step}
             self.log.write(self.at.batches, place | values)
 
-    def _scalars(self) -> dict[str, float]:
-        return {name.removeprefix("log_"): value.exp().item() for name, value in self.model.scalars.items()}
-
     @torch.no_grad()
     def _validate(self) -> None:
         """Score the validation blocks, see how well the map converges on them, remember the best, commit a checkpoint."""
-        psnr, residual = self._score()
+        psnr, residual = self.validation.score(self.at.phase)
         if psnr > self.at.best_psnr:
             self.at.best, self.at.best_psnr = self._name(), psnr
         values = {"validation_psnr": psnr}
         if PHASES[self.at.phase] == "train" and self.config.model.map != "prior":
-            probed = self.validation[0][1][:_PROBED_BLOCKS].to(self.team.device)
             values |= {
                 "validation_residual": residual,
-                "spectral_radius": self.model.spectral_radius(probed).max().item(),
-                **self._scalars(),
+                "spectral_radius": self.validation.spectral_radius(),
+                **_scalars(self.validated),
             }
         self._write(values)
         state = "".join(
@@ -338,52 +285,6 @@ class Trainer:
             f"{PHASES[self.at.phase]} step {self.at.step}: validation {psnr:.2f} dB (best {self.at.best_psnr:.2f}){state}"
         )
         self._commit()
-
-    @torch.no_grad()
-    def _score(self) -> tuple[float, float]:
-        """PSNR and mean residual on the validation blocks, which are scored as one scene: as scenes are when they are evaluated.
-
-        A mean of the PSNR of each block would be ruled by the smooth ones.
-        """
-        self.model.eval()
-        errors = torch.zeros(self.model.bands, dtype=torch.float64)
-        residual, blocks, pixels = 0.0, 0, 0
-        for clean, noisy in self.validation:
-            count = len(clean)
-            rows = self.team.part(count)
-            reference = clean[rows].to(self.team.device)
-            outcome = self._outcome(self.objective, reference, noisy[rows].to(self.team.device), [])
-            blocks, pixels = blocks + count, pixels + count * clean[0, 0].numel()
-            if len(reference) == 0:
-                continue
-            errors += (outcome.estimate - reference).double().square().sum((0, 2, 3)).cpu()
-            residual += 0.0 if outcome.solution is None else outcome.solution.residual.sum().item()
-        told = self.team.sum(torch.cat([errors, torch.tensor([residual], dtype=torch.float64)]))
-        psnr = (-10.0 * (told[:-1] / pixels).log10()).mean()
-        return psnr.item(), told[-1].item() / blocks
-
-    def _choose_support(self) -> dict[int, float]:
-        """Give a trained fast map the number of atoms that is best on the validation blocks; PSNR by number.
-
-        More atoms represent the block better and let more noise through; what is best is known only with the prior at hand.
-        """
-        trained = self.config.model.support.size
-        largest = min(self.model.bands - 1, self.model.atoms.shape[1])
-        sizes = [n for n in self.settings.support_sizes if n <= largest and n != trained]
-        if self.config.model.map != "fast" or PHASES[self.at.phase] != "train" or not sizes:
-            return {}
-        psnr = {}
-        for size in [trained, *sizes]:
-            self.model.set_support_size(size)
-            psnr[size], _ = self._score()
-        best = max(psnr, key=psnr.__getitem__)
-        self.model.set_support_size(best)
-        say(
-            f"support of {best} atoms a block: "
-            + ", ".join(f"{n}: {psnr[n]:.2f}" for n in sorted(psnr))
-            + " dB"
-        )
-        return psnr
 
     def _stop(self, stop: StopRequest) -> None:
         """Commit this step, unless it just was, and end."""
@@ -400,8 +301,9 @@ class Trainer:
         return checkpoints.name_of(self.at.phase, self.at.rollbacks, self.at.step)
 
     def _commit(self) -> None:
-        state = self.engine.state() | {
-            "model": self.model.state_dict(),
+        state = self.stepper.engine.state() | {
+            "model": self.validated.state_dict(),
+            "average": None if self.average is None else self._behind(self.average),
             "position": asdict(self.at),
             "scenes": self.scenes,
         }
@@ -415,14 +317,21 @@ class Trainer:
 
         self.team.first(write)
 
+    def _behind(self, average: AveragedModel) -> dict[str, Any]:
+        """What an average needs to go on, beside itself."""
+        return {"of": self.model.state_dict(), "steps": int(average.n_averaged)}
+
     def _read(self, checkpoint: Path) -> dict[str, Any]:
         return self.team.first(lambda: checkpoints.load(checkpoint))
 
     def _load(self, checkpoint: Path) -> None:
         state = self._read(checkpoint)
         self.at = Position(**state["position"])
-        self.model.load_state_dict(state["model"])
-        self._start_engine(state)
+        self.validated.load_state_dict(state["model"])
+        if self.average is not None:
+            self.model.load_state_dict(state["average"]["of"])
+            self.average.n_averaged.fill_(state["average"]["steps"])
+        self.stepper.begin(self.at.phase, state)
 
     def _roll_back(self) -> None:
         """Return to the last checkpoint with a smaller learning rate, and go on with new data."""
@@ -440,22 +349,11 @@ class Trainer:
             failed.skipped,
             failed.rollbacks + 1,
         )
-        self.engine.scale_lr(_ROLLBACK_LR)
         say(
             f"{_BAD_STEPS} steps in a row were not finite or not solved: back to {latest.name} with half the learning rate"
         )
         self._commit()
 
-    def _start_engine(self, state: dict[str, Any] | None = None) -> None:
-        """Begin the phase that the run stands in, or go on with it from a state."""
-        lr = (self.settings.pretrain_lr, self.settings.lr)[self.at.phase]
-        groups = [
-            {"params": list(self.model.prior.parameters()), "lr": lr},
-            {"params": list(self.model.scalars.values()), "lr": lr * self.settings.lr_scalars_factor},
-        ]
-        if self.config.model.learn_dictionary:
-            groups.append({"params": [self.model.atoms], "lr": lr})
-        self.objective = Objective(self.model, self.at.phase, self.settings.jacobian_weight)
-        self.engine: Engine = new_engine(
-            self.settings.engine, self.objective, groups, self.settings.clip, state, self.team
-        )
+
+def _scalars(model: SparseDenoiser) -> dict[str, float]:
+    return {name.removeprefix("log_"): value.exp().item() for name, value in model.scalars.items()}

@@ -67,3 +67,31 @@ class Objective(nn.Module):
         return Outcome(
             loss=loss, estimate=denoised.estimate, solution=denoised.solution, jacobian=denoised.jacobian
         )
+
+
+def outcome_of(
+    objective: nn.Module,
+    model: SparseDenoiser,
+    clean: Tensor,
+    noisy: Tensor,
+    probe: Sequence[torch.Generator] | None = None,
+    on_backward: Callable[[Solution], None] | None = None,
+) -> Outcome:
+    """Run an objective on a process's blocks; on a grey one, which does not count, if it has none: all processes must take part.
+
+    Parameters
+    ----------
+    objective
+        An `Objective`, or what an engine made of it.
+    model
+        Its model.
+    clean, noisy, probe, on_backward
+        As those of `Objective.forward`.
+    """
+    if len(clean) == 0:
+        size = model.settings.block
+        clean = noisy = torch.full((1, model.bands, size, size), 0.5, device=clean.device)
+        probe = None if probe is None else [torch.Generator()]
+        model.eval()  # not in running averages either
+    outcome: Outcome = objective(clean, noisy, probe, on_backward)
+    return outcome

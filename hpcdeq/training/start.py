@@ -59,7 +59,8 @@ def check_batch_norm(config: TrainConfig, processes: int) -> None:
 def open_run(config: TrainConfig) -> Path:
     """Make the run's folder, or check that it is a run of this configuration."""
     resolved = config.run / "config.yaml"
-    if not resolved.is_file():
+    # One in which nothing was begun, as a path was wrong, may be given other settings.
+    if not resolved.is_file() or [path.name for path in config.run.iterdir()] == ["config.yaml"]:
         config.run.mkdir(parents=True, exist_ok=True)
         aside = resolved.with_suffix(".tmp")
         aside.write_text(dump_yaml(config))
@@ -116,7 +117,7 @@ def first_model(config: TrainConfig, scenes: list[Scene], run: Path) -> SparseDe
         raise ConfigError(
             f"training.start_from: the prior of {start} has another architecture than model.prior: {error}"
         ) from error
-    if given.settings.map != "prior":
+    if given.settings.map != "prior" and config.training.start_scalars:
         for name, value in given.scalars.items():
             if name in model.scalars:
                 model.scalars[name].data.copy_(value)

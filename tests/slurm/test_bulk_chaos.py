@@ -12,7 +12,9 @@ from tests.slurm.lab import Lab
 
 @pytest.mark.slow
 def test_a_disturbed_archive_is_that_of_an_undisturbed_process(lab: Lab, tmp_path: Path) -> None:
-    work = make_work(tmp_path / "work", [], 0, [(520, 390), (130, 300)] * 3)
+    work = make_work(
+        tmp_path / "work", [], 0, [(520, 390), (130, 300)] * 6
+    )  # enough to be at it still when the last one comes
     stage = Stage(lab, tmp_path, work, pause=3)
     for kinds in (["requeue", "kill"], ["limit"], ["submitter"]):
         run = stage.disturb(kinds, seed=kinds[0])

@@ -99,7 +99,7 @@ def test_a_job_that_is_requeued_or_reaches_its_time_limit_goes_on_until_it_is_do
     for rank in steps_of(tmp_path / "limited"):
         assert [step for step, _ in rank] == list(range(len(rank)))
         assert [attempt for _, attempt in rank] == [0] * (len(rank) - 10) + [1] * 10
-    assert f"job {limited.id} is queued again, to go on from its checkpoint" in log_of(limited)
+    assert f"job {limited.id} asks to be queued again, to go on from its checkpoint" in log_of(limited)
     for submitted in (requeued, limited):
         *before, last = cluster.accounts(submitted.id, "State,ExitCode")
         assert last == ["COMPLETED", "0:0"]

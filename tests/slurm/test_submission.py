@@ -13,16 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hpcdeq.cluster.local import run_local
 from hpcdeq.cluster.request import JobRequest
-from hpcdeq.cluster.submission import (
-    Submitted,
-    cancel,
-    end_held,
-    run_local,
-    sbatch_text,
-    submit,
-    submit_each,
-)
+from hpcdeq.cluster.slurm import cancel, end_held
+from hpcdeq.cluster.submission import Submitted, sbatch_text, submit, submit_each
 from hpcdeq.errors import ConfigError, JobError, SubmissionError
 from tests.slurm import fake, jobs
 from tests.slurm.fake import FakeSlurm

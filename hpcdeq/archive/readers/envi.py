@@ -12,9 +12,11 @@ from spectral.io import envi
 
 from hpcdeq.archive.readers.axes import FlatFile
 from hpcdeq.archive.readers.base import RawScene, Said, Source, check_shape, spectral
+from hpcdeq.documents import shortened
 from hpcdeq.errors import SceneError
 
 settings.envi_support_nonlowercase_params = True  # else SPy warns of them; we fold them ourselves
+_MOST_HEADER_BYTES = 16 << 20
 _AXES = {"bil": "ybx", "bip": "yxb", "bsq": "byx"}
 
 
@@ -30,18 +32,24 @@ def open_envi(source: Source) -> Iterator[RawScene]:
         If the header lacks something, the data file is shorter than it says, or the values are complex.
     """
     header_path, data = source.files
+    if (size := header_path.stat().st_size) > _MOST_HEADER_BYTES:
+        raise SceneError(
+            f"ENVI header {header_path.name} has {size} bytes, over the bound of {_MOST_HEADER_BYTES}"
+        )
     try:
         header = {key.lower(): value for key, value in envi.read_envi_header(str(header_path)).items()}
     except Exception as error:  # the parser raises its own and others
-        raise SceneError(f"ENVI header {header_path.name} cannot be read: {error}") from error
+        raise SceneError(f"ENVI header {header_path.name} cannot be read: {shortened(str(error))}") from error
     _check_plain(header)
     bands, height, width = (_integer(header, key) for key in ("bands", "lines", "samples"))
     interleave = str(header.get("interleave", "")).lower()
     if interleave not in _AXES:
-        raise SceneError(f"ENVI interleave {interleave!r} is none of {', '.join(_AXES)}")
+        raise SceneError(f"ENVI interleave {shortened(repr(interleave))} is none of {', '.join(_AXES)}")
     dtype = _dtype(header)
     shape = check_shape((bands, height, width), dtype.itemsize)
     offset = _integer(header, "header offset", 0)
+    if offset < 0:
+        raise SceneError(f"ENVI 'header offset' is {offset}; it is a number of bytes from 0")
     expected = offset + bands * height * width * dtype.itemsize
     size = data.stat().st_size
     if size < expected:
@@ -54,8 +62,10 @@ def open_envi(source: Source) -> Iterator[RawScene]:
 
     try:
         told = spectral(bands, _said(header, "wavelength"), _said(header, "fwhm"))
-    except ValueError as error:
-        raise SceneError(f"ENVI header holds wavelengths or widths that are no numbers: {error}") from error
+    except (ValueError, TypeError, OverflowError) as error:
+        raise SceneError(
+            f"ENVI header holds wavelengths or widths that are no numbers: {shortened(str(error))}"
+        ) from error
     yield RawScene(
         format=f"ENVI {interleave.upper()}",
         shape=shape,
@@ -82,7 +92,7 @@ def _check_plain(header: dict[str, Any]) -> None:
 def _dtype(header: dict[str, Any]) -> np.dtype[Any]:
     code = str(header.get("data type", ""))
     if code not in envi.envi_to_dtype:
-        raise SceneError(f"ENVI 'data type' {code!r} is not known")
+        raise SceneError(f"ENVI 'data type' {shortened(repr(code))} is not known")
     dtype: np.dtype[Any] = np.dtype(str(envi.envi_to_dtype[code]))
     if dtype.kind == "c":
         raise SceneError("complex values; a scene holds integers or real numbers")
@@ -104,7 +114,9 @@ def _integer(header: dict[str, Any], key: str, default: int | None = None) -> in
     try:
         return int(header[key]) if default is None or key in header else default
     except (KeyError, ValueError, TypeError) as error:
-        raise SceneError(f"ENVI header tells no number for {key!r}: {header.get(key)!r}") from error
+        raise SceneError(
+            f"ENVI header tells no number for {key!r}: {shortened(repr(header.get(key)))}"
+        ) from error
 
 
 def _number(header: dict[str, Any], key: str) -> float | None:
@@ -114,4 +126,6 @@ def _number(header: dict[str, Any], key: str) -> float | None:
     try:
         return float(header[key])
     except (ValueError, TypeError) as error:
-        raise SceneError(f"ENVI header tells no number for {key!r}: {header[key]!r}") from error
+        raise SceneError(
+            f"ENVI header tells no number for {key!r}: {shortened(repr(header[key]))}"
+        ) from error

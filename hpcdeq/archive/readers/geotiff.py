@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hpcdeq.archive import layout
 from hpcdeq.archive.readers.base import RawScene, Said, Source, Spectral, check_shape, spectral
+from hpcdeq.documents import shortened
 from hpcdeq.errors import MissingExtraError, SceneError
 from hpcdeq.tiling import Window
+
+_TYPES = {*(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)), "float32", "float64"}
 
 
 @contextmanager
@@ -28,45 +32,60 @@ def open_geotiff(source: Source) -> Iterator[RawScene]:
     """
     try:
         import rasterio
-        from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
-        from rasterio.windows import Window as RasterWindow
+        from rasterio.errors import NotGeoreferencedWarning
     except ImportError as error:
         raise MissingExtraError("rasterio", "geo", "reading GeoTIFF") from error
-    damaged = "truncated or damaged TIFF file ({}); copy it again from its source"
-    try:
-        # Laboratory scenes have no place on the map. Not catch_warnings: scenes are read in several threads.
-        warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
-        # Only this driver: others would open further files that the content names.
-        image = rasterio.open(source.path, driver="GTiff")
-    except RasterioIOError as error:
-        raise SceneError(damaged.format(error)) from error
-    with image:
-        if len(set(image.dtypes)) != 1 or np.dtype(image.dtypes[0]).kind not in "uif":
-            raise SceneError(
-                f"bands of types {sorted(set(image.dtypes))}; a scene has one type, integer or real"
-            )
-        dtype = np.dtype(image.dtypes[0])
-        shape = check_shape((image.count, image.height, image.width), dtype.itemsize)
+    with ExitStack() as opened:
+        try:
+            # Laboratory scenes have no place on the map. Not catch_warnings: scenes are read in several threads.
+            warnings.filterwarnings("ignore", category=NotGeoreferencedWarning)
+            # Only this driver: others would open further files that the content names.
+            scene = _open(opened.enter_context(rasterio.open(source.path, driver="GTiff")))
+        except SceneError:
+            raise
+        except Exception as error:  # GDAL's errors are of many kinds
+            raise _damaged(error) from error
+        yield scene
 
-        def read(window: Window) -> NDArray[Any]:
-            try:
-                return np.asarray(
-                    image.read(window=RasterWindow(window.x0, window.y0, window.width, window.height))
-                )
-            except RasterioIOError as error:
-                raise SceneError(damaged.format(error)) from error
 
-        told = _spectral(image)
-        yield RawScene(
-            format="GeoTIFF",
-            shape=shape,
-            dtype=dtype,
-            read=read,
-            wavelengths=told.wavelengths,
-            ignore_value=None if image.nodata is None else float(image.nodata),
-            notes=told.notes,
-            attributes=_projection(image),
+def _open(image: Any) -> RawScene:
+    from rasterio.windows import Window as RasterWindow
+
+    if len(set(image.dtypes)) != 1 or image.dtypes[0] not in _TYPES:
+        raise SceneError(
+            f"bands of types {sorted(map(str, set(image.dtypes)))}; a scene has one type, integer or real"
         )
+    dtype = np.dtype(image.dtypes[0])
+    shape = check_shape((image.count, image.height, image.width), dtype.itemsize)
+    block = max(height * width for height, width in image.block_shapes)
+    if (size := block * shape[0] * dtype.itemsize) > layout.MAX_CHUNK_BYTES:
+        raise SceneError(f"tiles or strips of {size} bytes, over the bound of {layout.MAX_CHUNK_BYTES}")
+
+    def read(window: Window) -> NDArray[Any]:
+        try:
+            return np.asarray(
+                image.read(window=RasterWindow(window.x0, window.y0, window.width, window.height))
+            )
+        except Exception as error:  # GDAL's errors are of many kinds
+            raise _damaged(error) from error
+
+    told = _spectral(image)
+    return RawScene(
+        format="GeoTIFF",
+        shape=shape,
+        dtype=dtype,
+        read=read,
+        wavelengths=told.wavelengths,
+        ignore_value=None if image.nodata is None else float(image.nodata),
+        notes=told.notes,
+        attributes=_projection(image),
+    )
+
+
+def _damaged(error: Exception) -> SceneError:
+    return SceneError(
+        f"truncated or damaged TIFF file ({shortened(str(error))}); copy it again from its source"
+    )
 
 
 def _spectral(image: Any) -> Spectral:

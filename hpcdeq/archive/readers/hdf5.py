@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import h5py
@@ -23,6 +23,7 @@ from hpcdeq.archive.readers.base import (
     choose,
     spectral_among,
 )
+from hpcdeq.documents import shortened
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window
 
@@ -45,21 +46,28 @@ def open_hdf5(source: Source, selection: Selection) -> Iterator[RawScene]:
     SceneError
         If the file is damaged, refers to other files, or does not hold what was asked for.
     """
-    try:
-        file = h5py.File(source.path, "r", rdcc_nbytes=_CACHE_BYTES, locking=False)
-    except OSError as error:
-        raise SceneError(
-            f"truncated or damaged HDF5 file ({error}); copy it again from its source"
-        ) from error
-    with file:
-        with source.path.open("rb") as start:
-            matlab_file = start.read(len(_MATLAB_BLOCK)) == _MATLAB_BLOCK
-        arrays = _arrays(file)
-        reversed_axes = {n: matlab_file or "MATLAB_class" in a.attrs for n, a in arrays.items()}
-        shapes = {n: a.shape[::-1] if reversed_axes[n] else a.shape for n, a in arrays.items()}
-        variables = [Variable(n, shapes[n], str(a.dtype)) for n, a in arrays.items()]
-        name = choose(variables, [n for n, a in arrays.items() if _is_scene(a)], selection.variable)
-        yield _scene(file, arrays, name, selection.axes, matlab=reversed_axes[name])
+    with ExitStack() as opened:
+        try:
+            file = opened.enter_context(h5py.File(source.path, "r", rdcc_nbytes=_CACHE_BYTES, locking=False))
+            scene = _open(file, source, selection)
+        except SceneError:
+            raise
+        except Exception as error:  # h5py meets damage with whatever error comes first
+            raise SceneError(
+                f"truncated or damaged HDF5 file ({shortened(str(error))}); copy it again from its source"
+            ) from error
+        yield scene
+
+
+def _open(file: h5py.File, source: Source, selection: Selection) -> RawScene:
+    with source.path.open("rb") as start:
+        matlab_file = start.read(len(_MATLAB_BLOCK)) == _MATLAB_BLOCK
+    arrays = _arrays(file)
+    reversed_axes = {n: matlab_file or "MATLAB_class" in a.attrs for n, a in arrays.items()}
+    shapes = {n: a.shape[::-1] if reversed_axes[n] else a.shape for n, a in arrays.items()}
+    variables = [Variable(n, shapes[n], str(a.dtype)) for n, a in arrays.items()]
+    name = choose(variables, [n for n, a in arrays.items() if _is_scene(a)], selection.variable)
+    return _scene(file, arrays, name, selection.axes, matlab=reversed_axes[name])
 
 
 def _scene(
@@ -74,10 +82,10 @@ def _scene(
     else:
         stored = axes or _named_axes(data) or find_axes(data.shape, None, band_counts=counts)
     shape = check_shape(shape_of(data.shape, stored), data.dtype.itemsize)
-    told = spectral_among(
-        {n: Said(a[...], _text(a.attrs.get("units"))) for n, a in small.items() if a.size == shape[0]},
-        shape[0],
-    )
+    small = {n: a for n, a in small.items() if a.size == shape[0]}
+    for array in small.values():
+        _check_storage(array)
+    told = spectral_among({n: Said(a[...], _text(a.attrs.get("units"))) for n, a in small.items()}, shape[0])
     notes = list(told.notes)
     if _single(data, "add_offset") not in (None, 0.0):
         raise SceneError(
@@ -102,10 +110,10 @@ def _scene(
 def _read(data: h5py.Dataset, axes: str, window: Window) -> NDArray[Any]:
     try:
         return cut(data, axes, window)
-    except OSError as error:
+    except Exception as error:  # h5py meets damage with whatever error comes first
         raise SceneError(
             f"{data.name} cannot be read at rows {window.y0}:{window.y1}, columns {window.x0}:{window.x1} "
-            f"({error}); the file is truncated or damaged, or needs an HDF5 filter that is not installed"
+            f"({shortened(str(error))}); the file is truncated or damaged, or needs an HDF5 filter that is not installed"
         ) from error
 
 

@@ -22,9 +22,14 @@ from hpcdeq.archive.readers.base import (
     choose,
     spectral_among,
 )
+from hpcdeq.documents import shortened
 from hpcdeq.errors import SceneError
 
 _NUMERIC = {"double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+_ITEM_BYTES = {"double": 8, "single": 4} | {n: int(n.lstrip("uint")) // 8 for n in _NUMERIC if "int" in n}
+_MOST_BYTES = 4 << 30  # what the format can hold
+_FREE_BYTES = 256 << 20
+_MOST_EXPANSION = 100  # scenes shrink to a half or a tenth, a file made to fill the memory to a thousandth
 _FEW = 1 << 14  # numbers in an array that can be wavelengths or a size
 
 
@@ -51,12 +56,13 @@ def open_matlab5(source: Source, selection: Selection) -> Iterator[RawScene]:
             if v.dtype in _NUMERIC and (len(v.shape) == 3 or _is_flat(v.shape, size))
         ]
         name = choose(variables, candidates, selection.variable)
+        _check_size(source, next(v for v in variables if v.name == name))
         data = _load(source, [name])[name]
     except SceneError:
         raise
     except Exception as error:  # the parser meets damage with whatever error comes first
         raise SceneError(
-            f"truncated or damaged MATLAB file ({error}); copy it again from its source"
+            f"truncated or damaged MATLAB file ({shortened(str(error))}); copy it again from its source"
         ) from error
     if data.dtype.kind not in "uif":
         raise SceneError(
@@ -69,7 +75,7 @@ def open_matlab5(source: Source, selection: Selection) -> Iterator[RawScene]:
         assert size is not None, "a 2-D array is a candidate only where the size is told"
         data, axes = _unflatten(data, *size)
     shape = check_shape(shape_of(data.shape, axes), data.dtype.itemsize)
-    told = spectral_among({n: Said(a) for n, a in small.items()}, shape[0])
+    told = spectral_among({n: Said(a) for n, a in small.items() if a.dtype.kind in "uif"}, shape[0])
     full_scale = _scalar(small, "maxValue")
     yield RawScene(
         format="MATLAB v5",
@@ -85,6 +91,17 @@ def open_matlab5(source: Source, selection: Selection) -> Iterator[RawScene]:
     )
 
 
+def _check_size(source: Source, variable: Variable) -> None:
+    """Bound what is about to be held in memory: an array is read whole."""
+    size = int(np.prod([int(n) for n in variable.shape], dtype=object)) * _ITEM_BYTES[variable.dtype]
+    packed = source.path.stat().st_size
+    if size > _MOST_BYTES or (size > _FREE_BYTES and size > _MOST_EXPANSION * packed):
+        raise SceneError(
+            f"variable {variable.name!r} claims {size} bytes in a file of {packed}: over the bound of {_MOST_BYTES}, or more than "
+            f"{_MOST_EXPANSION} times the file"
+        )
+
+
 def _load(source: Source, names: list[str]) -> dict[str, NDArray[Any]]:
     if not names:
         return {}
@@ -93,7 +110,10 @@ def _load(source: Source, names: list[str]) -> dict[str, NDArray[Any]]:
 
 
 def _scalar(small: dict[str, NDArray[Any]], name: str) -> float | None:
-    return float(small[name].ravel()[0]) if name in small and small[name].size == 1 else None
+    found = small.get(name)
+    return (
+        None if found is None or found.size != 1 or found.dtype.kind not in "uif" else float(found.ravel()[0])
+    )
 
 
 def _size(small: dict[str, NDArray[Any]]) -> tuple[int, int] | None:

@@ -26,6 +26,7 @@ from hpcdeq.archive.readers.base import (
     choose,
     spectral_among,
 )
+from hpcdeq.documents import shortened
 from hpcdeq.errors import SceneError
 
 
@@ -46,8 +47,10 @@ def _header(file: IO[bytes]) -> _Header:
         version = npy.read_magic(file)
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read(file)
-    except (ValueError, EOFError, UnicodeDecodeError) as error:
-        raise SceneError(f"damaged .npy header ({error}); copy it again from its source") from error
+    except Exception as error:  # NumPy parses it as Python, which has many kinds of errors
+        raise SceneError(
+            f"damaged .npy header ({shortened(str(error))}); copy it again from its source"
+        ) from error
     return _Header(shape, fortran, dtype, file.tell())
 
 
@@ -102,11 +105,14 @@ def open_npz(source: Source, selection: Selection, spool: Path) -> Iterator[RawS
             counts = [a.size for n, a in small.items() if n.lower() in WAVELENGTH_NAMES]
             header = headers[name]
             axes = find_axes(header.shape, selection.axes, band_counts=counts)
+            check_shape(shape_of(header.shape, axes), header.dtype.itemsize)
             unpacked = spool / "array.npy"
             _unpack(archive, name, header, unpacked)
-    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+    except SceneError:
+        raise
+    except Exception as error:  # the parsers raise whatever they like at damaged data
         raise SceneError(
-            f"truncated or damaged .npz file ({error}); copy it again from its source"
+            f"truncated or damaged .npz file ({shortened(str(error))}); copy it again from its source"
         ) from error
     yield _scene("NumPy .npz", name, unpacked, header, axes, small)
 

@@ -15,13 +15,15 @@ from PIL import Image
 
 from hpcdeq.archive.readers.axes import FlatFile
 from hpcdeq.archive.readers.base import RawScene, Source, check_shape
+from hpcdeq.documents import shortened
 from hpcdeq.errors import MissingExtraError, SceneError
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
-_MAX_PIXELS = 1 << 28  # one band is decoded at once, whatever its header claims
+_MAX_BYTES = 256 << 20  # of one band, which is decoded at once, whatever its header claims
 _CAVE_BANDS = 31
 _CAVE_FIRST_NM, _CAVE_STEP_NM = 400.0, 10.0
 _GREY, _COLOUR, _PALETTE, _GREY_ALPHA, _COLOUR_ALPHA = 0, 2, 3, 4, 6
+_CHANNELS = {_GREY: 1, _COLOUR: 3, _GREY_ALPHA: 2, _COLOUR_ALPHA: 4}
 _NUMBERED = re.compile(r"(.*?)(\d+)\.[^.]+")
 
 # Our own bound on the size in the header, above, stands in for Pillow's warning at 89 million pixels.
@@ -115,27 +117,32 @@ def _header(path: Path) -> tuple[int, int, int, int]:
         raise SceneError(
             f"band {path.name} is a {depth}-bit or palette PNG; save it as 8 or 16-bit greyscale"
         )
-    if width * height > _MAX_PIXELS:
+    size = width * height * _CHANNELS.get(colour, 4) * depth // 8
+    if size > _MAX_BYTES:
         raise SceneError(
-            f"band {path.name} claims {height} x {width} pixels, over the bound of {_MAX_PIXELS}"
+            f"band {path.name} claims {height} x {width} pixels, {size} bytes, over the bound of {_MAX_BYTES}"
         )
     return height, width, depth, colour
 
 
 def _decode(path: Path) -> NDArray[Any]:
     """Return the pixels (y, x) of a band, uint8 or uint16."""
-    _, _, depth, colour = _header(path)
+    height, width, depth, colour = _header(path)
     try:
         if depth == 16 and colour != _GREY:
             pixels = _decode_colour16(path)
         else:
-            with Image.open(path) as image:
+            with Image.open(path, formats=("PNG",)) as image:
+                if image.size != (width, height):  # a second header, with another size than was checked
+                    raise ValueError(f"{image.size[1]} x {image.size[0]} pixels, not those of its header")
                 pixels = np.asarray(image)
+        if pixels.ndim not in (2, 3) or pixels.shape[:2] != (height, width):
+            raise ValueError(f"pixels of shape {pixels.shape}")
     except MissingExtraError:
         raise
     except Exception as error:  # decoders raise whatever they like at damaged data
         raise SceneError(
-            f"band {path.name} is truncated or damaged ({error}); copy it again from its source"
+            f"band {path.name} is truncated or damaged ({shortened(str(error))}); copy it again from its source"
         ) from error
     if pixels.ndim == 3:
         colours = pixels[..., : 3 if colour in (_COLOUR, _COLOUR_ALPHA) else 1]

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from hpcdeq.studies.scaling import projection
 from hpcdeq.studies.scaling.fits import StepModel, fit, held_out
-from hpcdeq.studies.scaling.forecast import Ask, place, simulated
+from hpcdeq.studies.scaling.forecast import Ask, place_and_load, simulated
 from hpcdeq.studies.scaling.laws import serial_fraction
 from hpcdeq.studies.scaling.microfits import Storage
 from hpcdeq.studies.scaling.regression import Estimate, NoFit
@@ -163,7 +163,7 @@ def _checks(by_series: _Series) -> Section:
                     faint.add(len(rows))
                 rows.append(
                     (
-                        place(check.point),
+                        place_and_load(check.point),
                         f"{check.predicted.value:.3g}",
                         f"{check.point.median:.3g}",
                         f"{100 * check.error:+.1f}",

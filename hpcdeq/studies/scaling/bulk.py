@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import statistics
 import time
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,8 @@ from hpcdeq.cluster.group import Team
 from hpcdeq.cluster.machine import peak_bytes
 from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.errors import ConfigError, PreemptedError
-from hpcdeq.inference import plan_archive
+from hpcdeq.inference import DenoiseSettings, plan_archive
 from hpcdeq.inference.plan import Unit, share_of
-from hpcdeq.inference.tiles import DenoiseSettings
 from hpcdeq.inference.worker import Worker
 from hpcdeq.studies.scaling.gpus import GpuMeter
 from hpcdeq.studies.scaling.micro import transfers
@@ -75,17 +74,7 @@ def measure_bulk(
         worker = Worker(out, local_rank)
         units = share_of(worker.job.scenes, team.rank, team.world_size)
         counts = repeat >= effort["warmup"]
-        team.any(False)  # all begin together
-        begin = time.perf_counter()
-        stopped = False
-        with measuring() as clock, meter.repeat() if counts else nullcontext():
-            try:
-                worker.denoise(units, stop)
-            except PreemptedError:
-                stopped = True
-            mine = time.perf_counter() - begin
-        if team.any(stopped):
-            raise PreemptedError("stopped before the point was measured; it is measured again")
+        clock, begin, mine = _pass(worker, units, team, stop, meter.repeat() if counts else nullcontext())
         for name, reason in {**failed, **worker.report.failed}.items():
             raise ConfigError(f"a scaling study needs scenes that can be denoised: {name}: {reason}")
         slowest = max(team.gather(mine))
@@ -117,6 +106,24 @@ def measure_bulk(
         "peak_bytes": peak,
         "gpu": gpu,
     }
+
+
+def _pass(
+    worker: Worker, units: list[Unit], team: Team, stop: StopRequest, metered: AbstractContextManager[None]
+) -> tuple[Clock, float, float]:
+    """Denoise units in a pass that all processes begin together: what was timed of this one, when it began, and its seconds."""
+    team.any(False)  # all begin together
+    begin = time.perf_counter()
+    stopped = False
+    with measuring() as clock, metered:
+        try:
+            worker.denoise(units, stop)
+        except PreemptedError:
+            stopped = True
+        mine = time.perf_counter() - begin
+    if team.any(stopped):
+        raise PreemptedError("stopped before the point was measured; it is measured again")
+    return clock, begin, mine
 
 
 def _megapixels(unit: Unit) -> float:

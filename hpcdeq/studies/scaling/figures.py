@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import io
 import math
 import re
-import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hpcdeq.studies.page import write_whole
+from hpcdeq.studies.scaling.canvas import (
+    COLOURS,
+    GREY,
+    HEADING,
+    HEIGHT,
+    LEGEND,
+    MARKERS,
+    PALE,
+    SHADE,
+    canvas,
+    legend_height,
+    look,
+    process_axis,
+    save,
+    words,
+)
 from hpcdeq.studies.scaling.results import SHARES, Curve, Result, Work
 from hpcdeq.studies.scaling.sections import Plot
 from hpcdeq.studies.scaling.tables import (
@@ -32,11 +45,6 @@ from hpcdeq.studies.scaling.tables import (
     transfer_rates,
 )
 
-_DPI = 160
-_WIDTH, _HEIGHT = 5.6, 3.5
-# Okabe and Ito's, which the colour-blind tell apart, without their yellow, which white paper swallows.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4b8a", "#7a7a7a")
-_MARKERS = "osD^vPX*"
 _SHARES = {
     "data": "#56b4e9",
     "forward": "#0072b2",
@@ -51,8 +59,6 @@ _SHARES = {
     "idle": "#d55e00",
     "other": "#b8bfc9",
 }
-_GREY, _PALE, _SHADE = "#8b93a0", "#e4e7ec", "#f3f1ec"
-_LEGEND, _HEADING = 72, 58  # letters a line
 _BARS = "Bars: slowest to fastest repeat."
 
 
@@ -105,15 +111,6 @@ def draw_all(folder: Path, results: Sequence[Result]) -> dict[str, Drawn]:
     return {name: Drawn(caption, save(figure, folder / name)) for name, (caption, figure) in drawn.items()}
 
 
-def save(figure: Any, path: Path) -> Path:
-    """Write a figure as PNG and SVG; return the path of the SVG."""
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
-        write_whole(path.with_suffix(f".{kind}"), buffer.getvalue())
-    return path.with_suffix(".svg")
-
-
 # Curves
 
 
@@ -121,17 +118,17 @@ def speedup_figure(named: Mapping[str, Curve]) -> Any:
     """Draw speed-ups against processes; points whose processes share cores are hollow."""
     from matplotlib.lines import Line2D
 
-    figure, axes = _canvas(_HEIGHT + _legend_height(named))
+    figure, axes = canvas(HEIGHT + legend_height(named))
     worlds = _worlds(named)
     for first in sorted({curve.points[0].world for curve in named.values()}):
         reach = [world for world in worlds if world >= first]
-        axes.plot(reach, [w / first for w in reach], "--", color=_GREY, linewidth=1.2, zorder=1)
+        axes.plot(reach, [w / first for w in reach], "--", color=GREY, linewidth=1.2, zorder=1)
     _draw_curves(axes, named, lambda curve, point: curve.speedup(point))
-    _process_axis(axes, worlds)
+    process_axis(axes, worlds)
     axes.set_yscale("log", base=2)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.set_ylabel("speed-up, times (log scale)")
-    hollow = Line2D([], [], color=_GREY, marker="o", markerfacecolor="white", markersize=5.5, linestyle=":")
+    hollow = Line2D([], [], color=GREY, marker="o", markerfacecolor="white", markersize=5.5, linestyle=":")
     _legend(figure, named, "ideal: as many times as processes", hollow)
     return figure
 
@@ -140,14 +137,14 @@ def efficiency_figure(named: Mapping[str, Curve]) -> Any:
     """Draw efficiencies against processes, of points that have one."""
     from matplotlib.patches import Patch
 
-    figure, axes = _canvas(_HEIGHT + _legend_height(named))
+    figure, axes = canvas(HEIGHT + legend_height(named))
     worlds = _worlds(named)
-    axes.axhline(1.0, linestyle="--", color=_GREY, linewidth=1.2, zorder=1)
+    axes.axhline(1.0, linestyle="--", color=GREY, linewidth=1.2, zorder=1)
     _draw_curves(axes, named, efficiency)
-    _process_axis(axes, worlds)
+    process_axis(axes, worlds)
     axes.set_ylim(0.0, max(1.1, axes.get_ylim()[1]))
     axes.set_ylabel("efficiency (1 is ideal)")
-    _legend(figure, named, "ideal", Patch(facecolor=_SHADE, edgecolor=_GREY, linewidth=0.5))
+    _legend(figure, named, "ideal", Patch(facecolor=SHADE, edgecolor=GREY, linewidth=0.5))
     return figure
 
 
@@ -158,7 +155,7 @@ def _draw_curves(
     # Curves stand a little side by side, lest their bars hide each other.
     step = 1 + min(0.02, 0.12 / len(named))
     for number, curve in enumerate(named.values()):
-        colour, marker = _look(number)
+        colour, marker = look(number)
         aside = step ** (number - (len(named) - 1) / 2)
         known = [(point, y) for point in curve.points if (y := value(curve, point)) is not None]
         own = [(aside * point.world, y) for point, y in known if not point.crowded]
@@ -190,21 +187,11 @@ def _draw_curves(
     shared_worlds = [point.world for point in points if point.crowded]
     if own_worlds and shared_worlds and max(own_worlds) < min(shared_worlds):
         begin = math.sqrt(max(own_worlds) * min(shared_worlds))
-        axes.axvspan(begin, 1.15 * max(shared_worlds), color=_SHADE, zorder=0, linewidth=0)
+        axes.axvspan(begin, 1.15 * max(shared_worlds), color=SHADE, zorder=0, linewidth=0)
 
 
 def _worlds(named: Mapping[str, Curve]) -> list[int]:
     return sorted({point.world for curve in named.values() for point in curve.points})
-
-
-def _process_axis(axes: Any, worlds: Sequence[int], what: str = "processes") -> None:
-    """Powers of two, with the numbers of processes that were measured as ticks."""
-    axes.set_xscale("log", base=2)
-    axes.set_xticks(worlds, [f"{world:,}" for world in worlds])
-    axes.set_xlim(min(worlds) / 1.15, max(worlds) * 1.15)
-    axes.minorticks_off()
-    axes.set_xlabel(f"{what} (log scale)")
-    axes.grid(color=_PALE, linewidth=0.8)
 
 
 def _legend(figure: Any, named: Mapping[str, Curve], ideal: str, shared: Any) -> None:
@@ -213,23 +200,15 @@ def _legend(figure: Any, named: Mapping[str, Curve], ideal: str, shared: Any) ->
 
     handles = [
         Line2D([], [], color=colour, marker=marker, markersize=5.5, linewidth=1.6)
-        for colour, marker in map(_look, range(len(named)))
+        for colour, marker in map(look, range(len(named)))
     ]
-    labels = [_words(name, _LEGEND) for name in named]
-    handles.append(Line2D([], [], color=_GREY, linestyle="--", linewidth=1.2))
+    labels = [words(name, LEGEND) for name in named]
+    handles.append(Line2D([], [], color=GREY, linestyle="--", linewidth=1.2))
     labels.append(ideal)
     if text := sharing(point for curve in named.values() for point in curve.points):
         handles.append(shared)
         labels.append(text)
     figure.legend(handles, labels, loc="outside lower left", ncols=1, frameon=False, fontsize=9)
-
-
-def _legend_height(names: Iterable[str]) -> float:
-    return 0.2 * (2 + sum(1 + _words(name, _LEGEND).count("\n") for name in names))
-
-
-def _look(number: int) -> tuple[str, str]:
-    return _COLOURS[number % len(_COLOURS)], _MARKERS[number // len(_COLOURS) % len(_MARKERS)]
 
 
 # By point
@@ -253,7 +232,7 @@ def memory_figure(points: Sequence[Result]) -> Any:
     """Draw the peak memory of the largest process of each point."""
     figure, axes, rows = _bar_canvas(points)
     values = [point.peak_bytes / 2**20 for point in points]
-    bars = axes.barh(rows, values, color=_COLOURS[0], height=0.78)
+    bars = axes.barh(rows, values, color=COLOURS[0], height=0.78)
     axes.bar_label(bars, labels=[f"{value:,.0f}" for value in values], padding=3, fontsize=8)
     axes.set_xlabel("peak memory, MiB")
     axes.margins(x=0.14)
@@ -271,12 +250,12 @@ def _bar_canvas(points: Sequence[Result], legend: float = 0.0) -> tuple[Any, Any
     for point in points:
         if point.series != last:
             at += 0.35 if last is not None else 0.0
-            heading = _words(point.series, _HEADING)
+            heading = words(point.series, HEADING)
             headings.append((at, heading))
             at, last = at + 1.0 + 0.7 * heading.count("\n"), point.series
         rows.append(at)
         at += 1.0
-    figure, axes = _canvas(0.9 + legend + 0.22 * at)
+    figure, axes = canvas(0.9 + legend + 0.22 * at)
     labels = [f"{place(point)}, load {load(point)}" for point in points]
     axes.set_yticks(rows, labels, fontsize=8)
     axes.tick_params(axis="y", length=0)
@@ -285,7 +264,7 @@ def _bar_canvas(points: Sequence[Result], legend: float = 0.0) -> tuple[Any, Any
         place_of = axes.get_yaxis_transform()
         axes.text(0.0, row - 0.3, heading, transform=place_of, fontsize=8.5, fontweight="bold", va="top")
     axes.spines["left"].set_visible(False)
-    axes.set_title(f"nodes × processes, load ({LOADS[points[0].work]})", loc="left", fontsize=8, color=_GREY)
+    axes.set_title(f"nodes × processes, load ({LOADS[points[0].work]})", loc="left", fontsize=8, color=GREY)
     return figure, axes, rows
 
 
@@ -295,10 +274,10 @@ def _bar_canvas(points: Sequence[Result], legend: float = 0.0) -> tuple[Any, Any
 def exchange_figure(results: Sequence[Result]) -> Any:
     """Draw seconds of an all-reduce against bytes, a line for each size and library."""
     times, shared = exchange_times(results), shared_sizes(results)
-    figure, axes = _canvas(_HEIGHT + 0.2 * math.ceil(len(times) / 2))
+    figure, axes = canvas(HEIGHT + 0.2 * math.ceil(len(times) / 2))
     sizes = list(dict.fromkeys(key[:2] for key in times))
     for key, by_bytes in times.items():
-        colour, _ = _look(sizes.index(key[:2]))
+        colour, _ = look(sizes.index(key[:2]))
         axes.plot(
             list(by_bytes),
             list(by_bytes.values()),
@@ -315,7 +294,7 @@ def exchange_figure(results: Sequence[Result]) -> Any:
     axes.set_yscale("log")
     axes.set_xlabel("size of the vector (log scale)")
     axes.set_ylabel("seconds (log scale)")
-    axes.grid(color=_PALE, linewidth=0.8)
+    axes.grid(color=PALE, linewidth=0.8)
     handles, labels = axes.get_legend_handles_labels()
     _add_hollow(handles, labels, [point for point in results if point.exchanges])
     figure.legend(handles, labels, loc="outside lower left", ncols=2, frameon=False, fontsize=9)
@@ -325,9 +304,9 @@ def exchange_figure(results: Sequence[Result]) -> Any:
 def storage_figure(results: Sequence[Result]) -> Any:
     """Draw what is read and written a second against the processes that do so at the same time."""
     rates, shared = transfer_rates(results), shared_sizes(results)
-    figure, axes = _canvas(_HEIGHT)
+    figure, axes = canvas(HEIGHT)
     for number, (what, by_size) in enumerate(rates.items()):
-        colour, _ = _look(number)
+        colour, _ = look(number)
         xs = [nodes * tasks for nodes, tasks in by_size]
         axes.plot(xs, [rate / 1e6 for rate in by_size.values()], "-", color=colour, linewidth=1.4)
         for key, rate in by_size.items():
@@ -335,7 +314,7 @@ def storage_figure(results: Sequence[Result]) -> Any:
             axes.plot([key[0] * key[1]], [rate / 1e6], "o", color=colour, markerfacecolor=face, markersize=5)
         axes.plot([], [], "-o", color=colour, markersize=5, linewidth=1.4, label=what)
     sizes = {key for by_size in rates.values() for key in by_size}
-    _process_axis(
+    process_axis(
         axes, sorted({nodes * tasks for nodes, tasks in sizes}), "processes reading or writing at once"
     )
     axes.set_ylim(bottom=0)
@@ -352,7 +331,7 @@ def _add_hollow(handles: list[Any], labels: list[str], points: Sequence[Result])
 
     if text := sharing(points):
         handles.append(
-            Line2D([], [], color=_GREY, marker="o", markerfacecolor="white", markersize=5, linestyle="")
+            Line2D([], [], color=GREY, marker="o", markerfacecolor="white", markersize=5, linestyle="")
         )
         labels.append(text)
 
@@ -363,10 +342,10 @@ def _add_hollow(handles: list[Any], labels: list[str], points: Sequence[Result])
 def plot_figure(plot: Plot) -> Any:
     """Draw lines with bands, and measured points with error bars."""
     assert re.fullmatch(r"[a-z0-9-]+", plot.name), plot.name
-    figure, axes = _canvas(_HEIGHT + _legend_height(line.label for line in plot.lines))
+    figure, axes = canvas(HEIGHT + legend_height(line.label for line in plot.lines))
     modelled = 0
     for number, line in enumerate(plot.lines):
-        colour, _ = _look(number)
+        colour, _ = look(number)
         if line.measured:
             bars = None
             if line.low:
@@ -378,18 +357,18 @@ def plot_figure(plot: Plot) -> Any:
                 line.x,
                 line.y,
                 bars,
-                fmt=_MARKERS[number % len(_MARKERS)],
+                fmt=MARKERS[number % len(MARKERS)],
                 color=colour,
                 markersize=5.5,
                 capsize=3,
                 elinewidth=1,
                 zorder=3,
-                label=_words(line.label, _LEGEND),
+                label=words(line.label, LEGEND),
             )
             continue
         style = ("-", "--", "-.", ":")[modelled % 4]
         modelled += 1
-        axes.plot(line.x, line.y, style, color=colour, linewidth=1.6, label=_words(line.label, _LEGEND))
+        axes.plot(line.x, line.y, style, color=colour, linewidth=1.6, label=words(line.label, LEGEND))
         if line.low:
             axes.fill_between(line.x, line.low, line.high, color=colour, alpha=0.15, linewidth=0)
     if plot.log_x:
@@ -403,24 +382,8 @@ def plot_figure(plot: Plot) -> Any:
     if plot.log_y:
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
-    axes.set_xlabel(_words(plot.x_label, _HEADING))
-    axes.set_ylabel(_words(plot.y_label, _HEADING))
-    axes.grid(color=_PALE, linewidth=0.8)
+    axes.set_xlabel(words(plot.x_label, HEADING))
+    axes.set_ylabel(words(plot.y_label, HEADING))
+    axes.grid(color=PALE, linewidth=0.8)
     figure.legend(loc="outside lower left", ncols=1, frameon=False, fontsize=9)
     return figure
-
-
-def _words(text: str, width: int) -> str:
-    """Break a text of the user into lines; keep it from being taken for a formula, or for a label that is not to be shown."""
-    lines = textwrap.fill(text, width, break_on_hyphens=False).replace("$", r"\$")
-    return f" {lines}" if lines.startswith("_") else lines
-
-
-def _canvas(height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
-    return figure, axes

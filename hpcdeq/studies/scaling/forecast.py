@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Literal
 
 from hpcdeq.console import say
 from hpcdeq.errors import ConfigError
+from hpcdeq.studies.scaling.assumptions import Cluster
 from hpcdeq.studies.scaling.microfits import Storage, fit_storage
 from hpcdeq.studies.scaling.results import Result
 from hpcdeq.studies.scaling.sections import Line, Plot, Section, Table
 
 if TYPE_CHECKING:
-    from hpcdeq.studies.scaling.simulation import Projection
+    from hpcdeq.studies.scaling.expectations import Projection
 
 _NODES = (16, 64, 256, 1024)
 _UNIT_EDGES = (260, 520, 1300)  # pixels: whole shards
@@ -72,14 +73,22 @@ def simulated(bulk: Mapping[str, Sequence[Result]], ask: Ask) -> list[Section]:
     MissingExtraError
         If simpy is not installed.
     """
-    from hpcdeq.studies.scaling import simulation
+    series, points = max(bulk.items(), key=lambda item: (item[1][0].unit_mib or 0, len(item[1])))
+    fair = [point for point in points if not point.crowded and point.tile]
+    checked = _checked([point for points in bulk.values() for point in points])
+    return [checked, _archive(series, fair, ask)] if fair else [checked]
 
-    predictions = simulation.check(point for points in bulk.values() for point in points)
+
+def _checked(points: Sequence[Result]) -> Section:
+    """Return measured points beside what the simulation made of smaller ones."""
+    from hpcdeq.studies.scaling import expectations
+
+    predictions = expectations.check(points)
     table = Table(
         head=("nodes × processes, load", "simulated, s", "measured, s", "error, %", ""),
         rows=[
             (
-                f"{p.point.series}, {place(p.point)}",
+                f"{p.point.series}, {place_and_load(p.point)}",
                 f"{p.predicted.median:.3g}",
                 f"{p.measured:.3g}",
                 f"{100 * p.error:+.1f}",
@@ -90,37 +99,23 @@ def simulated(bulk: Mapping[str, Sequence[Result]], ask: Ask) -> list[Section]:
         faint=frozenset(i for i, p in enumerate(predictions) if p.point.crowded),
         note="The simulation is made from the two smallest sizes of a series; workers share the cores of a machine fairly.",
     )
-    found = [Section(title="Simulation of bulk runs, checked", tables=[table] if predictions else [])]
-    series, points = max(bulk.items(), key=lambda item: (item[1][0].unit_mib or 0, len(item[1])))
-    fair = [point for point in points if not point.crowded and point.tile]
-    if not fair:
-        return found
+    return Section(title="Simulation of bulk runs, checked", tables=[table] if predictions else [])
+
+
+def _archive(series: str, fair: Sequence[Result], ask: Ask) -> Section:
+    """Return what is to be expected of an archive, from the points of a series whose processes share no cores."""
+    from hpcdeq.studies.scaling import expectations
+
     largest = max(fair, key=lambda point: point.world)
+    cluster = _cluster(fair, largest, ask)
     block, overlap = largest.tile or (0, 0)
-    # One rate for both: that of the slower.
-    rates = [rate for what in _TRANSFERS if isinstance(rate := fit_storage(fair, what), Storage)]
-    storage = min(rates, key=lambda rate: rate.alone.value, default=None)
-    on_gpus = any(host.gpus for host in largest.hosts)
-    cluster = simulation.Cluster(
-        nodes=1,
-        workers=largest.tasks,
-        mtbf_hours=ask.mtbf_hours,
-        repair_seconds=3600 * ask.repair_hours,
-        preemptions_per_node_hour=ask.preemptions_per_node_hour,
-        requeue_seconds=ask.requeue_seconds,
-        start_seconds=statistics.median(point.start_seconds for point in fair),
-        storage=None if storage is None else storage.alone.value,
-        sigma=0.0 if storage is None else min(1.0, storage.contention.value),
-        ahead=_AHEAD_OF_GPU if on_gpus else 1,
-    )
-    times = [unit for point in fair for unit in point.units]
     edges = [edge for edge in _UNIT_EDGES if edge < ask.edge] + [ask.edge]
     say(f"simulating {ask.scenes:,} scenes on up to {_NODES[-1]:,} nodes")
 
-    def sweep(nodes: Sequence[int], units: Sequence[int]) -> list[simulation.Projection]:
-        return simulation.sweep(
+    def sweep(nodes: Sequence[int], units: Sequence[int]) -> list[Projection]:
+        return expectations.sweep(
             cluster,
-            times,
+            [unit for point in fair for unit in point.units],
             scenes=ask.scenes,
             height=ask.edge,
             width=ask.edge,
@@ -162,16 +157,27 @@ def simulated(bulk: Mapping[str, Sequence[Result]], ask: Ask) -> list[Section]:
         ],
         log_y=True,
     )
-    found.append(
-        Section(
-            title="Simulation: an archive on many nodes",
-            paragraphs=[assumed],
-            tables=tables,
-            plots=[plot],
-            projected=True,
-        )
+    title = "Simulation: an archive on many nodes"
+    return Section(title=title, paragraphs=[assumed], tables=tables, plots=[plot], projected=True)
+
+
+def _cluster(fair: Sequence[Result], largest: Result, ask: Ask) -> Cluster:
+    """Return one node as it was measured, with what is assumed of its failures."""
+    # One rate for both: that of the slower.
+    rates = [rate for what in _TRANSFERS if isinstance(rate := fit_storage(fair, what), Storage)]
+    storage = min(rates, key=lambda rate: rate.alone.value, default=None)
+    return Cluster(
+        nodes=1,
+        workers=largest.tasks,
+        mtbf_hours=ask.mtbf_hours,
+        repair_seconds=3600 * ask.repair_hours,
+        preemptions_per_node_hour=ask.preemptions_per_node_hour,
+        requeue_seconds=ask.requeue_seconds,
+        start_seconds=statistics.median(point.start_seconds for point in fair),
+        storage=None if storage is None else storage.alone.value,
+        sigma=0.0 if storage is None else min(1.0, storage.contention.value),
+        ahead=_AHEAD_OF_GPU if any(host.gpus for host in largest.hosts) else 1,
     )
-    return found
 
 
 def _row(row: Projection) -> tuple[str, ...]:
@@ -186,7 +192,7 @@ def _row(row: Projection) -> tuple[str, ...]:
     )
 
 
-def place(point: Result) -> str:
+def place_and_load(point: Result) -> str:
     """Say which point it is: its size and load."""
     load = f"{point.amount:g} blocks" if point.work == "train" else f"{point.amount:.3g} megapixels"
     return f"{point.nodes} × {point.tasks}, {load}"

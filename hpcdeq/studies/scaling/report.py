@@ -10,7 +10,9 @@ from typing import Any
 
 from hpcdeq.errors import ConfigError
 from hpcdeq.studies.page import data_uri, render_page, require_libraries, write_page, write_whole
-from hpcdeq.studies.scaling.figures import Drawn, draw_all, plot_figure, save
+from hpcdeq.studies.scaling.canvas import save
+from hpcdeq.studies.scaling.exports import as_csv, as_json_values, as_text
+from hpcdeq.studies.scaling.figures import Drawn, draw_all, plot_figure
 from hpcdeq.studies.scaling.results import Mode, Result, Work
 from hpcdeq.studies.scaling.sections import Section, Table
 from hpcdeq.studies.scaling.tables import (
@@ -18,9 +20,6 @@ from hpcdeq.studies.scaling.tables import (
     NONE,
     RATES,
     WORKS,
-    as_csv,
-    as_json_values,
-    as_text,
     count,
     curves_of,
     efficiency,

@@ -110,9 +110,11 @@ class Result:
     load: int
     """Blocks in a step, or scenes in a pass."""
     base: int = 0
-    """Processes of the smallest size of the series; this and the next two are set by `arranged`."""
+    """Processes of the smallest size of the series; this and the next three are set by `arranged`."""
     base_load: int = 0
-    """Load of the point of the smallest size that this one is compared with."""
+    """Load of the point of the smallest size that this one is compared with: of its strong curve if it is on two."""
+    weak_load: int = 0
+    """Load of the point of the smallest size of its weak curve; 0 if it is on none."""
     scale: int = 1
     """Load of this point over ``base_load``."""
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -188,9 +190,9 @@ class Result:
 
     @property
     def modes(self) -> tuple[Mode, ...]:
-        """Which curves it is a point of: the smallest size begins both."""
+        """Which curves it is a point of: the smallest size begins both, and where a strong and a weak one meet it is on both."""
         strong: tuple[Mode, ...] = ("strong",) if self.scale == 1 else ()
-        weak: tuple[Mode, ...] = ("weak",) if self.scale * self.base == self.world else ()
+        weak: tuple[Mode, ...] = ("weak",) if self.weak_load else ()
         return strong + weak
 
     def as_json(self) -> dict[str, Any]:
@@ -258,14 +260,10 @@ def _compared(series: list[Result]) -> list[Result]:
     found = []
     for result in series:
         each, left = divmod(result.load * base, result.world)
-        if result.load in loads:
-            base_load = result.load
-        elif left == 0 and each in loads:
-            base_load = each
-        else:
-            base_load = 0  # on no curve
+        weak_load = each if left == 0 and each in loads else 0
+        base_load = result.load if result.load in loads else weak_load  # 0: on no curve
         scale = result.load // base_load if base_load else 0
-        found.append(replace(result, base=base, base_load=base_load, scale=scale))
+        found.append(replace(result, base=base, base_load=base_load, weak_load=weak_load, scale=scale))
     return found
 
 
@@ -294,7 +292,8 @@ def curves(results: Iterable[Result]) -> list[Curve]:
 
     def key(item: tuple[Mode, Result]) -> tuple[str, str, int, int, str]:
         mode, result = item
-        return result.work, result.series, result.base, result.base_load, mode
+        first = result.weak_load if mode == "weak" else result.base_load
+        return result.work, result.series, result.base, first, mode
 
     each = sorted(
         ((mode, result) for result in results for mode in result.modes),

@@ -9,10 +9,9 @@ from __future__ import annotations
 import heapq
 import itertools
 import math
-import statistics
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
@@ -20,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcdeq.errors import ConfigError, MissingExtraError
-from hpcdeq.studies.scaling.results import Result, UnitTimes
-from hpcdeq.tiling import partition, tiles_of
+from hpcdeq.studies.scaling.assumptions import Cluster, Work
+from hpcdeq.studies.scaling.results import UnitTimes
 
 try:
     import simpy
@@ -33,88 +32,6 @@ Upset = tuple[float, Kind]
 """Something that ends the job of a node: when, in seconds from the start of the run, and what."""
 
 _STUCK = 1000  # jobs of a node that end in a row without a finished unit: it never will be
-_MOST_UNITS = 200_000  # that `sweep` simulates one by one: some seconds
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """What is assumed of the machines.
-
-    Each node has one job, which has one share of the work for each of its workers. A failure kills the job, and what its
-    workers read, compute and write is lost. A preemption warns it: what is computed is still written, what is read or being
-    computed is lost.
-    """
-
-    nodes: int
-    workers: int = 1
-    """On each node."""
-    mtbf_hours: float | None = None
-    """Mean time between the failures of one node, which are exponential; None is never."""
-    repair_seconds: float = 0.0
-    """Until a node that failed is back; its job waits for it. 0: there are others, and the job takes one of them."""
-    preemptions_per_node_hour: float = 0.0
-    """While a job runs; they are exponential too."""
-    queue_seconds: float = 0.0
-    """Before a job runs for the first time."""
-    requeue_seconds: float = 0.0
-    """Before it runs again, once its node is back or after a preemption."""
-    start_seconds: float = 0.0
-    """Of a worker, each time that its job begins: imports, opening, planning."""
-    cores: float | None = None
-    """Workers that can compute at full speed at a time, all nodes together; more share evenly. None: each has its own cores."""
-    storage: float | None = None
-    """Bytes that a worker reads or writes in a second while no other does; None: as long as was measured."""
-    sigma: float = 0.0
-    """Of n that read or write at a time each is slower by 1 + sigma (n - 1): together they never pass 1 / sigma of one."""
-    ahead: int = 1
-    """Units that a worker reads ahead, and writes behind: 1 on processors, up to 8 on GPUs."""
-
-    def __post_init__(self) -> None:
-        for name in ("nodes", "workers", "ahead"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("mtbf_hours", "cores", "storage"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise ConfigError(f"{name} must be above 0, or None, got {value}")
-        for name in ("repair", "queue", "requeue", "start"):
-            if getattr(self, f"{name}_seconds") < 0:
-                raise ConfigError(
-                    f"{name}_seconds must not be negative, got {getattr(self, f'{name}_seconds')}"
-                )
-        for name in ("preemptions_per_node_hour", "sigma"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must not be negative, got {getattr(self, name)}")
-
-    @property
-    def world(self) -> int:
-        """Workers of all nodes."""
-        return self.nodes * self.workers
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Work:
-    """The units of a run, in the order of the plan."""
-
-    pixels: NDArray[np.float64]
-    """Of each unit, counted as in `UnitTimes`."""
-    costs: NDArray[np.float64] | None = None
-    """By which the plan shares them out; None: their pixels."""
-    owners: NDArray[np.int64] | None = None
-    """The worker of each, where that is known; None: as the plan does it."""
-    bytes_per_pixel: float = 0.0
-    """Read, and written again; matters where the bandwidth of the storage is given."""
-    parts: int = 1
-    """How many units of the run, one after the other, a unit here stands for; in flight is one of them all the same."""
-
-    def shares(self, workers: int) -> list[NDArray[np.int64]]:
-        """Return the units of each worker: neighbours, nearly as costly as those of any other, as the plan gives them."""
-        owners = self.owners
-        if owners is None:
-            costs = self.pixels if self.costs is None else self.costs
-            middles = 2 * np.cumsum(costs) - costs  # as hpcdeq.inference.plan.share_of has them
-            owners = (middles * workers // (2 * costs.sum())).astype(np.int64)
-        return [np.flatnonzero(owners == worker) for worker in range(workers)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,64 +53,6 @@ class Run:
     """When each worker ended."""
     finished: tuple[float, ...]
     """When each unit was written."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Range:
-    """Of a number that differs from seed to seed: median, and 5 and 95 of 100."""
-
-    median: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Sequence[float]) -> Range:
-        """Sum up values."""
-        low, median, high = np.quantile(values, [0.05, 0.5, 0.95])
-        return cls(median=float(median), low=float(low), high=float(high))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Forecast:
-    """What to expect of a run, from many simulated ones; the fields are those of `Run`."""
-
-    seconds: Range
-    useful: Range
-    lost: Range
-    failures: Range
-    preemptions: Range
-    node_seconds: Range
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """A measured point, and what the smaller ones say of it."""
-
-    point: Result
-    predicted: Range
-    """Seconds of a pass."""
-
-    @property
-    def measured(self) -> float:
-        """Median seconds of a pass."""
-        return self.point.median
-
-    @property
-    def error(self) -> float:
-        """Of the predicted median, relative to the measured one: above 0 was thought slower than it was."""
-        return self.predicted.median / self.measured - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Projection:
-    """What to expect of an archive on some nodes, cut into units of some size."""
-
-    nodes: int
-    unit: int
-    """Edge in pixels."""
-    units: int
-    """How many."""
-    forecast: Forecast
 
 
 def simulate(
@@ -233,173 +92,6 @@ def simulate(
     if not times or not len(work.pixels):
         raise ConfigError(f"nothing to simulate: {len(work.pixels)} units, {len(times)} measured ones")
     return _Simulation(cluster, work, times, seed, upsets).run()
-
-
-def repeat(cluster: Cluster, work: Work, times: Sequence[UnitTimes], seeds: Iterable[int]) -> Forecast:
-    """Simulate a run with several seeds.
-
-    Parameters, assumptions and errors are those of `simulate`. The range is that of chance alone: of assumptions that are
-    wrong it knows nothing.
-    """
-    runs = [simulate(cluster, work, times, seed) for seed in seeds]
-    return Forecast(
-        seconds=Range.of([run.seconds for run in runs]),
-        useful=Range.of([run.useful for run in runs]),
-        lost=Range.of([run.lost for run in runs]),
-        failures=Range.of([run.failures for run in runs]),
-        preemptions=Range.of([run.preemptions for run in runs]),
-        node_seconds=Range.of([run.node_seconds for run in runs]),
-    )
-
-
-def archive_work(
-    scenes: int, height: int, width: int, *, unit: int, block: int, overlap: int, bytes_per_pixel: float
-) -> Work:
-    """Return the units of an archive of equal scenes.
-
-    The pixels of a unit are those of all tiles that touch it, as `hpcdeq.inference.plan.Unit.reach` has them: smaller units
-    are more work, as tiles on their borders are computed twice. Assumed is that a pixel takes as long in units of any size.
-
-    Parameters
-    ----------
-    scenes, height, width
-        How many, and their size in pixels.
-    unit
-        Edge of a unit in pixels; a multiple of that of a shard, if a run is to have it.
-    block, overlap
-        Edge of a tile, and the pixels that neighbours share.
-    bytes_per_pixel
-        Four times the number of bands. As many are counted for writing, which is a little too much.
-    """
-    pixels, costs = [], []
-    for window in partition(height, width, unit, unit):
-        tiles = tiles_of(height, width, block, overlap, touching=window)
-        pixels.append((tiles[-1].y1 - tiles[0].y0) * (tiles[-1].x1 - tiles[0].x0))
-        costs.append((window.height + 2 * block) * (window.width + 2 * block))  # as in hpcdeq.inference.plan
-    return Work(
-        pixels=np.tile(np.asarray(pixels, np.float64), scenes),
-        costs=np.tile(np.asarray(costs, np.float64), scenes),
-        bytes_per_pixel=bytes_per_pixel,
-    )
-
-
-def check(results: Iterable[Result], seeds: Iterable[int] = range(20)) -> list[Prediction]:
-    """Predict measured points of bulk denoising from the two smallest sizes of their series.
-
-    Of a larger point only what is known before it is measured is used: the units that each worker has, and how many workers
-    its cores serve at full speed, all hosts taken together. Assumed is that computing takes as long as at the larger of the
-    two sizes, as its machine was busier, or at the smaller one if only that had a core for each thread; that storage goes on
-    to slow down as it did from the smaller to the larger; and that what a pass takes beside its units (``other``) is the same
-    for every worker.
-
-    Parameters
-    ----------
-    results
-        Points; those of other work and without times of units are left out.
-    seeds
-        Of the simulations of each point.
-
-    Returns
-    -------
-    list
-        The larger points of all series; none of series with fewer than three sizes.
-    """
-    series: dict[str, list[Result]] = {}
-    for result in results:
-        if result.work == "denoise" and result.units:
-            series.setdefault(result.series, []).append(result)
-    return [prediction for points in series.values() for prediction in _check(points, list(seeds))]
-
-
-def sweep(
-    cluster: Cluster,
-    times: Sequence[UnitTimes],
-    *,
-    scenes: int,
-    height: int,
-    width: int,
-    block: int,
-    overlap: int,
-    bytes_per_pixel: float,
-    nodes: Sequence[int] = (16, 32, 64, 128, 256, 512, 1024),
-    units: Sequence[int] = (1300,),
-    seeds: Iterable[int] = range(5),
-) -> list[Projection]:
-    """Say what to expect of an archive on other numbers of nodes, and cut into units of other sizes.
-
-    Parameters and assumptions are those of `simulate`, `repeat` and `archive_work`; all but ``nodes`` of the cluster is used.
-    Of more than 200,000 units some neighbours are simulated as one (`Work.parts`): as they take the same seconds per pixel,
-    workers differ a little more, and the first is read and the last is written a little longer.
-    """
-    seeds, rows = list(seeds), []
-    for unit in units:
-        work = archive_work(
-            scenes, height, width, unit=unit, block=block, overlap=overlap, bytes_per_pixel=bytes_per_pixel
-        )
-        number = len(work.pixels)
-        work = _in_parts(work, -(-number // _MOST_UNITS))
-        for count in nodes:
-            forecast = repeat(replace(cluster, nodes=count), work, times, seeds)
-            rows.append(Projection(nodes=count, unit=unit, units=number, forecast=forecast))
-    return rows
-
-
-def _in_parts(work: Work, parts: int) -> Work:
-    """Take neighbours as one."""
-    first = np.arange(0, len(work.pixels), parts)
-    costs = work.pixels if work.costs is None else work.costs
-    return replace(
-        work, pixels=np.add.reduceat(work.pixels, first), costs=np.add.reduceat(costs, first), parts=parts
-    )
-
-
-def _check(points: list[Result], seeds: list[int]) -> list[Prediction]:
-    worlds = sorted({point.world for point in points})
-    if len(worlds) < 3:
-        return []
-    small, large = ([point for point in points if point.world == world] for world in worlds[:2])
-    known = [p for p in large if not p.crowded] or [p for p in small if not p.crowded] or large
-    times = [unit for point in known for unit in point.units]
-    crowding = max([1.0, *(point.crowding for point in known)])  # that is in these times already
-    alone, together = _storage_seconds(small), _storage_seconds(large)
-    ratio = worlds[1] / worlds[0]
-    # That storage serves more in all to fewer is noise.
-    slower = min(max(together / alone, 1.0), ratio) if alone else 1.0
-    sigma = (slower - 1) / (worlds[1] - 1 - slower * (worlds[0] - 1))
-    factor = alone / (1 + sigma * (worlds[0] - 1)) / (_storage_seconds(known) or 1.0)
-    times = [
-        replace(u, read_seconds=factor * u.read_seconds, write_seconds=factor * u.write_seconds)
-        for u in times
-    ]
-    found = []
-    for point in sorted((p for p in points if p.world > worlds[1]), key=lambda p: (p.world, p.scale)):
-        cluster = Cluster(
-            nodes=point.nodes,
-            workers=point.tasks,
-            start_seconds=statistics.mean(p.shares.get("other", 0.0) for p in known),
-            cores=crowding * sum(host.processes / host.crowding for host in point.hosts),
-            sigma=sigma,
-        )
-        forecast = repeat(cluster, _work_of(point), times, seeds)
-        found.append(Prediction(point=point, predicted=forecast.seconds))
-    return found
-
-
-def _storage_seconds(points: list[Result]) -> float:
-    """Seconds of reading and writing a pixel."""
-    units = [unit for point in points for unit in point.units]
-    return sum(u.read_seconds + u.write_seconds for u in units) / sum(u.pixels for u in units)
-
-
-def _work_of(point: Result) -> Work:
-    """Units of one repeat: every repeat has the same."""
-    pixels: list[int] = []
-    owners: list[int] = []
-    for worker in range(point.world):
-        own = sorted(unit.pixels for unit in point.units if unit.worker == worker)[:: len(point.seconds)]
-        pixels += own
-        owners += [worker] * len(own)
-    return Work(pixels=np.asarray(pixels, np.float64), owners=np.asarray(owners, np.int64))
 
 
 class _Simulation:

@@ -20,11 +20,13 @@ import torch
 
 from hpcdeq.cluster.device import choose_device
 from hpcdeq.cluster.group import Team, process_group
+from hpcdeq.cluster.local import run_local
 from hpcdeq.cluster.machine import Seat, forget_peak, machine, seat
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.cluster.request import JobRequest
 from hpcdeq.cluster.signals import StopRequest, stop_requests
-from hpcdeq.cluster.submission import Submitted, queued_among, run_local, submit
+from hpcdeq.cluster.slurm import queued_among
+from hpcdeq.cluster.submission import Submitted, submit
 from hpcdeq.console import say, silence
 from hpcdeq.errors import ConfigError, JobError, PartialFailureError, PreemptedError, SubmissionError
 from hpcdeq.studies.page import write_whole

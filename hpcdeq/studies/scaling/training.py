@@ -6,7 +6,7 @@ import hashlib
 import json
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -84,28 +84,15 @@ def measure_training(
                     )
 
         meter = GpuMeter(team.device)
-        seconds: list[float] = []
-        for repeat in range(effort["warmup"] + effort["repeats"]):
-            if repeat < effort["warmup"]:
-                _timed(partial(take, effort["steps"]), team)
-            else:
-                with meter.repeat():
-                    mine = _timed(partial(take, effort["steps"]), team)
-                seconds.append(max(team.gather(mine)) / effort["steps"])
-            if team.any(bool(stop)):
-                raise PreemptedError("stopped before the point was measured; it is measured again")
+        seconds = _repeats(take, effort, meter, team, stop)
         gpu, peak = meter.told(effort["steps"]), peak_bytes()
-        # One more repeat tells where the time goes: at the borders of parts a device is waited for, which takes time itself.
-        with measuring(partial(_settle, team.device), one_at_a_time=True) as clock:
-            whole = _timed(partial(take, effort["steps"]), team)
-        shares = {name: clock.total(name) / effort["steps"] for name in SHARES["train"][:-1]}
-        shares["other"] = max(0.0, whole / effort["steps"] - sum(shares.values()))
+        shares = _shares(take, effort["steps"], team)
         exchanged.clear()
         take(1)
         all_reduced, half_exchanged = tuple(exchanged.all_reduces), tuple(exchanged.others)
         iterations = {
             name: Spread.of(n for told in team.gather(solved.iterations.tolist()) for n in told)
-            for name, solved in trainer.solutions.items()
+            for name, solved in trainer.stepper.solutions.items()
         }
         if trace is not None:
             with _traced(trace if team.leads else None):
@@ -115,7 +102,7 @@ def measure_training(
     through_mpi, no_mpi = mpi_all_reduces(team)
     return {
         "bands": trainer.model.bands,
-        "seconds": tuple(seconds),
+        "seconds": seconds,
         "amount": float(config.data.batch),
         "largest_part": float(-(-config.data.batch // team.world_size)),
         "shares": _mean(team.gather(shares)),
@@ -127,6 +114,31 @@ def measure_training(
         "peak_bytes": peak,
         "gpu": gpu,
     }
+
+
+def _repeats(
+    take: Callable[[int], None], effort: Mapping[str, int], meter: GpuMeter, team: Team, stop: StopRequest
+) -> tuple[float, ...]:
+    """Seconds of a step in each repeat that counts, in the slowest process."""
+    seconds = []
+    for repeat in range(effort["warmup"] + effort["repeats"]):
+        if repeat < effort["warmup"]:
+            _timed(partial(take, effort["steps"]), team)
+        else:
+            with meter.repeat():
+                mine = _timed(partial(take, effort["steps"]), team)
+            seconds.append(max(team.gather(mine)) / effort["steps"])
+        if team.any(bool(stop)):
+            raise PreemptedError("stopped before the point was measured; it is measured again")
+    return tuple(seconds)
+
+
+def _shares(take: Callable[[int], None], steps: int, team: Team) -> dict[str, float]:
+    """Where the time of a step goes, in one more repeat: waiting for a device at the borders of parts takes time itself."""
+    with measuring(partial(_settle, team.device), one_at_a_time=True) as clock:
+        whole = _timed(partial(take, steps), team)
+    shares = {name: clock.total(name) / steps for name in SHARES["train"][:-1]}
+    return shares | {"other": max(0.0, whole / steps - sum(shares.values()))}
 
 
 def _with_dictionary(config: TrainConfig, team: Team, study: Path) -> TrainConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -129,7 +130,7 @@ def test_an_error_while_writing_leaves_the_old_scene(raw, hpcdeq, tmp_path, monk
 
     monkeypatch.setattr("hpcdeq.archive.store.SceneDraft.write", full)
     ran = hpcdeq("ingest", raw, "--archive", tmp_path / "A", "--overwrite")
-    assert (ran.code, "No space left on device" in ran.err) == (3, True)
+    assert (ran.code, "No space left on device" in ran.err) == (1, True)
     assert bytes_of(tmp_path / "A") == before
     assert not (tmp_path / "A.staging").exists()
 
@@ -252,3 +253,42 @@ def test_memory_does_not_grow_with_the_scene(kind, tmp_path):
         )
         peaks.append(int(ran.stdout) / 1024)
     assert peaks[1] - peaks[0] < 100, f"{peaks} MiB"  # 64 of them are the cache of HDF5
+
+
+def test_wrong_paths_are_told_before_anything_is_made(raw, hpcdeq, tmp_path):
+    ran = hpcdeq("ingest", tmp_path / "typo", "--archive", tmp_path / "A")
+    assert ran.code == 2
+    assert ran.err == f"error: no such file or folder: {tmp_path / 'typo'}; name what holds the raw scenes\n"
+    np.save(raw / "s.npy", rawfiles.cube())
+    ran = hpcdeq("ingest", raw, "--archive", raw)
+    assert ran.code == 2
+    assert "is the folder of the raw scenes; choose another one for the archive" in ran.err
+    assert not (tmp_path / "A").exists()
+    assert sorted(p.name for p in raw.iterdir()) == ["s.npy"]
+
+
+def test_an_archive_is_not_made_inside_another(raw, hpcdeq, tmp_path):
+    np.save(raw / "s.npy", rawfiles.cube())
+    hpcdeq("ingest", raw, "--archive", tmp_path / "A")
+    before = bytes_of(tmp_path / "A")
+    ran = hpcdeq("ingest", raw, "--archive", tmp_path / "A/b/C")
+    assert ran.code == 2
+    assert f"would lie inside the archive {tmp_path / 'A'}; choose a folder outside of it" in ran.err
+    assert bytes_of(tmp_path / "A") == before
+
+
+def test_a_full_disk_is_not_blamed_on_the_source(raw, hpcdeq, tmp_path, monkeypatch):
+    np.save(raw / "s.npy", rawfiles.cube())
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("hpcdeq.archive.draft.SceneDraft.write", full)
+    ran = hpcdeq("ingest", raw, "--archive", tmp_path / "A")
+    assert ran.code == 1
+    assert ran.err.endswith(
+        f"error: {tmp_path / 'A'} cannot be written: No space left on device; "
+        "what is finished stays, and the same command goes on\n"
+    )
+    monkeypatch.undo()
+    assert hpcdeq("ingest", raw, "--archive", tmp_path / "A").code == 0

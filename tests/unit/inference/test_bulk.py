@@ -30,13 +30,13 @@ from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.errors import ArchiveError, ConfigError, FencedError, PreemptedError, SceneError, StorageError
 from hpcdeq.inference import (
     DenoiseSettings,
+    batches,
     bulk,
     denoise_archive,
     denoise_share,
     plan,
     plan_archive,
     repair_archive,
-    tiles,
     verify,
     worker,
 )
@@ -605,7 +605,7 @@ def test_asked_to_stop_in_the_midst_of_a_unit_it_does_not_finish_it(
     archive = open_archive(tmp_path / "noisy.zarr", create=True)
     add_scene(archive, "s", smooth_scene(0, 7, 585, 70))
     denoise_archive(archive, model_folder, tmp_path / "whole.zarr", SETTINGS)
-    out, original, computed = tmp_path / "out.zarr", tiles._denoise_batch, []
+    out, original, computed = tmp_path / "out.zarr", batches._denoise_batch, []
 
     def asks(*tile: Any) -> object:
         computed.append(True)
@@ -614,7 +614,7 @@ def test_asked_to_stop_in_the_midst_of_a_unit_it_does_not_finish_it(
         return original(*tile)
 
     with monkeypatch.context() as asked:
-        asked.setattr(tiles, "_denoise_batch", asks)
+        asked.setattr(batches, "_denoise_batch", asks)
         asked.setattr(torch, "get_num_threads", lambda: 1)
         with pytest.raises(PreemptedError, match="the same command goes on"):
             denoise_archive(archive, model_folder, out, SETTINGS)
@@ -655,7 +655,9 @@ def test_a_damaged_ledger_is_mended_too(archive: Archive, model_folder: Path, tm
     assert list(verify(out)) == []
     assert bytes_of(out) == expected
     (ledger / "job.json").write_text("")
-    with pytest.raises(ConfigError, match="there is no readable"):
+    with pytest.raises(
+        ConfigError, match="is not an archive that hpcdeq denoise wrote: there is no readable"
+    ):
         list(verify(out))
 
 

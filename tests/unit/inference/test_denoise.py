@@ -15,9 +15,10 @@ from hpcdeq.archive.layout import FINGERPRINT
 from hpcdeq.archive.validate import check_scene
 from hpcdeq.cluster.signals import StopRequest
 from hpcdeq.errors import ConfigError, SceneError
-from hpcdeq.inference import DenoiseSettings, bulk, denoise_archive, denoise_array, plan, tiles
+from hpcdeq.inference import DenoiseSettings, batches, bulk, denoise_archive, denoise_array, plan
+from hpcdeq.inference.applied import prepare
 from hpcdeq.inference.ledger import Record
-from hpcdeq.inference.tiles import NoisyWindow, denoise_windows, prepare, reach
+from hpcdeq.inference.tiles import NoisyWindow, denoise_windows, reach
 from hpcdeq.models import (
     CnnSettings,
     ModelSettings,
@@ -350,14 +351,14 @@ def test_every_batch_of_a_gpu_has_one_shape(monkeypatch: pytest.MonkeyPatch) -> 
     model, settings = small_model(), DenoiseSettings(device="cpu", batch=5)
     expected = denoise_array(model, noisy, settings)
     shapes = []
-    original = tiles._denoise_batch
+    original = batches._denoise_batch
 
     def counted(model: SparseDenoiser, cuts: list[np.ndarray], keep_codes: bool) -> list[object]:
         shapes.append(len(cuts))
         return original(model, cuts, keep_codes)
 
-    monkeypatch.setattr(tiles, "_denoise_batch", counted)
-    monkeypatch.setattr(tiles, "_on_cpu", lambda model: False)
+    monkeypatch.setattr(batches, "_denoise_batch", counted)
+    monkeypatch.setattr(batches, "_on_cpu", lambda model: False)
     assert np.array_equal(denoise_array(model, noisy, settings), expected)
     assert set(shapes) == {5}
 
@@ -370,7 +371,7 @@ def test_a_stop_is_seen_between_tiles_and_drops_what_is_not_finished(
     noisy, settings = smooth_scene(3, 7, 60, 70), DenoiseSettings(device="cpu", batch=4)
     extent = Window(0, 60, 0, 70)
     windows = [NoisyWindow(extent=extent, window=extent, pixels=noisy)] * 3
-    stop, original, computed = StopRequest(), tiles._denoise_batch, 0
+    stop, original, computed = StopRequest(), batches._denoise_batch, 0
 
     def asks(model: SparseDenoiser, cuts: list[np.ndarray], keep_codes: bool) -> list[object]:
         nonlocal computed
@@ -379,8 +380,8 @@ def test_a_stop_is_seen_between_tiles_and_drops_what_is_not_finished(
             stop.signal = signal.SIGUSR2
         return original(model, cuts, keep_codes)
 
-    monkeypatch.setattr(tiles, "_denoise_batch", asks)
-    monkeypatch.setattr(tiles, "_on_cpu", lambda model: on_cpu)
+    monkeypatch.setattr(batches, "_denoise_batch", asks)
+    monkeypatch.setattr(batches, "_on_cpu", lambda model: on_cpu)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     found = list(denoise_windows(small_model(), windows, settings, stop))
     each = len(tiles_of(60, 70, 24, 8))
@@ -401,15 +402,15 @@ def test_a_batch_that_does_not_fit_the_memory_is_taken_in_two(
     noisy, model = smooth_scene(3, 7, 60, 70), small_model()
     settings = DenoiseSettings(device="cpu", batch=5)
     expected = denoise_array(model, noisy, settings)
-    original = tiles._denoise_batch
+    original = batches._denoise_batch
 
     def small(model: SparseDenoiser, cuts: list[np.ndarray], keep_codes: bool) -> list[object]:
         if len(cuts) > room:
             raise torch.OutOfMemoryError("no room")
         return original(model, cuts, keep_codes)
 
-    monkeypatch.setattr(tiles, "_denoise_batch", small)
-    monkeypatch.setattr(tiles, "_on_cpu", lambda model: False)
+    monkeypatch.setattr(batches, "_denoise_batch", small)
+    monkeypatch.setattr(batches, "_on_cpu", lambda model: False)
     room = 2
     assert np.array_equal(denoise_array(model, noisy, settings), expected)
     (said,) = capsys.readouterr().err.splitlines()  # once, though each batch of five met it

@@ -259,6 +259,10 @@ def test_damaged_model_files_are_named(tmp_path: Path) -> None:
     card.write_text(json.dumps(content))
     with pytest.raises(ModelFileError, match="settings are not those of a model"):
         load_model(tmp_path / "m")
+    for version, advice in ((99, "update hpcdeq"), (0, "export or train it again with this version")):
+        card.write_text(json.dumps(content | {"version": version}))
+        with pytest.raises(ModelFileError, match=rf"{version}; this version reads .*: {advice}"):
+            load_model(tmp_path / "m")
     card.write_text("{")
     with pytest.raises(ModelFileError, match="is not a model card"):
         load_model(tmp_path / "m")

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import asdict
 from typing import ClassVar
 
 import pytest
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from hpcdeq.solvers import (
@@ -21,7 +24,11 @@ from hpcdeq.solvers import (
     equilibrium,
     jacobian_penalty,
     spectral_radius,
+    transpose_by_autograd,
 )
+from hpcdeq.solvers.broyden import _InverseJacobian
+from hpcdeq.solvers.fixed_point import block_dot, iterate
+from hpcdeq.timing import measuring
 
 KINDS = [Picard, Anderson, Broyden]
 SOLVERS = [
@@ -100,11 +107,91 @@ def test_anderson_and_broyden_need_fewer_iterations_than_picard_where_the_map_ha
     assert picard.converged.all()
 
 
+def iterates(solver: Solver, f: FixedPointMap, state: Tensor) -> list[Tensor]:
+    """The states that a solver applies the map to."""
+    seen: list[Tensor] = []
+
+    class Watched(FixedPointMap):
+        def __call__(self, state: Tensor) -> Tensor:
+            seen.append(state)
+            return f(state)
+
+        def observe(self, state: Tensor) -> Tensor:
+            return f.observe(state)
+
+        def take(self, blocks: Tensor) -> FixedPointMap:
+            raise AssertionError("no block leaves: the tolerance is 0")
+
+    solver.solve(Watched(), state)
+    return seen
+
+
+@pytest.mark.parametrize("damping", [0.3, 1.0])
+def test_picard_takes_damped_steps(damping: float) -> None:
+    f = Gains(torch.tensor([[-1.5], [0.5]], dtype=torch.float64), torch.ones(2, 3, dtype=torch.float64))
+    start = torch.arange(6, dtype=torch.float64).view(2, 3)
+    point = 1 / (1 - f.gain)
+    for k, state in enumerate(iterates(Picard(iterations=6, tolerance=0, damping=damping), f, start)):
+        torch.testing.assert_close(state, point + (1 - damping + damping * f.gain) ** k * (start - point))
+
+
+@pytest.mark.parametrize(("history", "beta"), [(1, 1.0), (2, 1.0), (3, 0.6), (5, 1.0)])
+def test_anderson_mixes_as_least_squares_over_the_last_iterates_do(history: int, beta: float) -> None:
+    """Minimise |R w| over weights w that sum to 1, by the differences of the residuals R (Walker and Ni, 2011)."""
+    matrix, offset = problem(2, 8)
+    f, start = Contraction(matrix * 3, offset), torch.zeros_like(offset)
+    settings = Anderson(iterations=9, tolerance=0, history=history, beta=beta, regularisation=1e-15)
+    found = iterates(settings, f, start)
+    for block in range(2):
+        states, residuals = [start[block]], []
+        for _ in found[1:]:
+            residuals.append(f.take(torch.tensor([block]))(states[-1][None])[0] - states[-1])
+            X, R = torch.stack(states[-history:], 1), torch.stack(residuals[-history:], 1)
+            dX, dR = X.diff(dim=1), R.diff(dim=1)
+            gamma = torch.linalg.lstsq(dR, R[:, -1:]).solution
+            states.append((X[:, -1:] + beta * R[:, -1:] - (dX + beta * dR) @ gamma)[:, 0])
+        torch.testing.assert_close(torch.stack(found)[:, block], torch.stack(states), rtol=1e-6, atol=1e-6)
+
+
+def test_broyden_is_the_good_method_with_a_dense_jacobian() -> None:
+    """B += (dg - B dz) dz^T / |dz|^2, from B = -I (Broyden, 1965)."""
+    matrix, offset = problem(2, 8)
+    f, start = Contraction(matrix * 3, offset), torch.zeros_like(offset)
+    found = iterates(Broyden(iterations=9, tolerance=0, history=8), f, start)
+    for block in range(2):
+        own = f.take(torch.tensor([block]))
+        z, B = start[block], -torch.eye(8, dtype=torch.float64)
+        g, states = own(z[None])[0] - z, [z]
+        for _ in found[1:]:
+            dz = -torch.linalg.solve(B, g)
+            z = z + dz
+            dg, g = own(z[None])[0] - z - g, own(z[None])[0] - z
+            B = B + torch.outer(dg - B @ dz, dz) / dz.dot(dz)
+            states.append(z)
+        torch.testing.assert_close(torch.stack(found)[:, block], torch.stack(states), rtol=1e-9, atol=1e-9)
+
+
+def test_broyden_keeps_the_newest_updates_and_the_last_step_is_always_known() -> None:
+    matrix, offset = problem(2, 8)
+    f, memory = Contraction(matrix * 3, offset), _InverseJacobian(3)
+    state, updates = torch.zeros_like(offset), []
+    for _ in range(7):
+        image = f(state)
+        before, state = memory.last, memory.step(state, image, image - state)
+        if before:
+            updates.append((memory.left[-1], memory.right[-1]))
+            step, change = (now - then for now, then in zip(memory.last, before, strict=True))
+            torch.testing.assert_close(memory._times(memory.left, memory.right, change), step)
+    assert len(memory.left) == len(memory.right) == 3
+    kept = zip(memory.left, memory.right, strict=True)
+    assert all(left is u and right is v for (left, right), (u, v) in zip(kept, updates[-3:], strict=True))
+
+
 @pytest.mark.parametrize("adjoint", [Unrolled(), "implicit"], ids=["unrolled", "implicit"])
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda s: s.kind)
 def test_gradients_pass_gradcheck(solver: Solver, adjoint: Unrolled | str) -> None:
     chosen = Implicit(solver=solver) if isinstance(adjoint, str) else adjoint
-    matrix, offset = (t.requires_grad_() for t in problem())
+    matrix, offset = (t.requires_grad_() for t in problem(blocks=2, size=3))
 
     def fixed_point(matrix: Tensor, offset: Tensor) -> Tensor:
         return equilibrium(Contraction(matrix, offset), torch.zeros_like(offset), solver, chosen).state
@@ -244,13 +331,151 @@ def test_a_phantom_gradient_of_many_steps_is_the_implicit_one() -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-10)
 
 
-def test_anderson_is_safe_at_the_fixed_point_itself() -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_solvers_are_safe_at_the_fixed_point_itself(kind: type[Picard | Anderson | Broyden]) -> None:
     matrix, offset = problem()
     at = torch.linalg.solve(torch.eye(6, dtype=torch.float64) - matrix, offset.T).T
-    solution = Anderson(iterations=10, tolerance=0).solve(Linear(matrix, offset), at)
+    solution = kind(iterations=10, tolerance=0).solve(Linear(matrix, offset), at)
     torch.testing.assert_close(solution.state, at)
-    zeros = Anderson(iterations=10, tolerance=0).solve(Linear(matrix, offset * 0), at * 0)
+    zeros = kind(iterations=10, tolerance=0).solve(Linear(matrix, offset * 0), at * 0)
     assert torch.equal(zeros.state, at * 0)
+    assert zeros.residual.tolist() == [0.0] * 4
+    assert zeros.converged.all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_solve_is_the_same_whatever_the_unit_of_the_states(kind: type[Picard | Anderson | Broyden]) -> None:
+    matrix, offset = problem()
+    f, tiny, huge = (Linear(matrix, offset * unit) for unit in (1.0, 2.0**-60, 2.0**60))
+    solver = kind(iterations=9, tolerance=0)
+    expected = iterates(solver, f, torch.zeros_like(offset))
+    for g, unit in ((tiny, 2.0**-60), (huge, 2.0**60)):
+        found = iterates(solver, g, torch.zeros_like(offset))
+        torch.testing.assert_close(torch.stack(found) / unit, torch.stack(expected), rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_residuals_that_stay_the_same_break_no_solver(kind: type[Picard | Anderson | Broyden]) -> None:
+    """z -> z + 1 has no fixed point: all residuals are equal, so that no mix of them is smaller, and no step changes g."""
+    shift = Gains(torch.ones(1, 1), torch.ones(1, 3))
+    settings = {"regularisation": 1e-12} if kind is Anderson else {}
+    solution = kind(iterations=8, tolerance=1e-9, **settings).solve(shift, torch.zeros(1, 3))
+    assert torch.isfinite(solution.state).all()
+    assert solution.iterations.tolist() == [8]
+    assert not solution.converged.any()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_states_keep_their_dtype(kind: type[Picard | Anderson | Broyden], dtype: torch.dtype) -> None:
+    f = Gains(torch.tensor([[0.5], [-0.25]], dtype=dtype), torch.ones(2, 3, dtype=dtype))
+    solution = kind(iterations=20, tolerance=0.01).solve(f, torch.zeros(2, 3, dtype=dtype))
+    assert solution.state.dtype == dtype
+    assert solution.residual.dtype == torch.float32
+    torch.testing.assert_close(solution.state, 1 / (1 - f.gain).expand(2, 3), rtol=0.02, atol=0)
+    assert spectral_radius(f, solution.state).tolist() == pytest.approx([0.5, 0.25], rel=0.01)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_iteration_is_one_application(kind: type[Picard | Anderson | Broyden]) -> None:
+    f = Gains(torch.full((2, 1), 0.5), torch.ones(2, 3))
+    solution = kind(iterations=1, tolerance=1e-6).solve(f, torch.zeros(2, 3))
+    assert f.applied == [2]
+    assert torch.equal(solution.state, f.offset)
+
+
+def test_without_a_tolerance_the_last_image_is_returned_not_the_best() -> None:
+    """Deep unrolling is the same number of steps for every block, wherever they lead."""
+    f = Gains(torch.tensor([[-2.0], [0.5]]), torch.ones(2, 3))
+    state = start = torch.zeros(2, 3)
+    for _ in range(6):
+        state = f(state)
+    last = Picard(iterations=6, tolerance=0).solve(f, start)
+    assert torch.equal(last.state, state)
+    assert last.iterations.tolist() == [6, 6]
+    best = Picard(iterations=6, tolerance=1e-9).solve(f, start)
+    assert best.residual[0] == 1.0, "|1 - 0| / |1|; later ones are 3 / 2"
+    assert torch.equal(best.state[0], torch.ones(3))
+
+
+def test_a_residual_equal_to_the_tolerance_is_within_it() -> None:
+    f = Gains(torch.zeros(2, 1), torch.ones(2, 4))
+    solution = Picard(iterations=9, tolerance=0.5).solve(f, torch.tensor([[0.5], [0.0]]).expand(2, 4))
+    assert solution.iterations.tolist() == [1, 2]
+    assert solution.residual.tolist() == [0.5, 0.0]
+    assert solution.converged.tolist() == [True, True]
+
+
+def test_no_iterate_is_made_that_is_not_used() -> None:
+    """In the graph of an unrolled solve it would stay in memory."""
+    steps = []
+
+    class Counting:
+        def step(self, state: Tensor, image: Tensor, change: Tensor) -> Tensor:
+            steps.append(len(state))
+            return image
+
+        def take(self, blocks: Tensor) -> None: ...
+
+    f = Gains(torch.zeros(2, 1), torch.ones(2, 3))
+    iterate(f, torch.zeros(2, 3), 4, 0.1, Counting())
+    assert steps == [2]
+    steps.clear()
+    iterate(Gains(torch.ones(2, 1), torch.ones(2, 3)), torch.zeros(2, 3), 4, 0.0, Counting())
+    assert steps == [2] * 3
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (3, 5, 4), (3, 2, 5, 4)])
+def test_products_of_blocks_are_summed_in_32_bits_or_more(shape: tuple[int, ...]) -> None:
+    a, b = torch.rand(2, *shape, dtype=torch.float64)
+    torch.testing.assert_close(block_dot(a, b), (a * b).flatten(1).sum(1), rtol=1e-14, atol=0)
+    many = torch.ones(2, 7, *shape[1:-1], 999, dtype=torch.bfloat16)  # in bfloat16 256 + 1 is 256
+    assert block_dot(many, many).tolist() == [float(many[0].numel())] * 2
+    assert block_dot(many, many).dtype == torch.float32
+
+
+class Applied(Linear):
+    """It notes of every application whether a graph is made of it."""
+
+    graphs: ClassVar[list[bool]] = []
+
+    def __call__(self, state: Tensor) -> Tensor:
+        self.graphs.append(torch.is_grad_enabled())
+        return super().__call__(state)
+
+
+@pytest.mark.parametrize(
+    ("adjoint", "differentiated"),
+    [(Unrolled(), 5), (JacobianFree(), 1), (Phantom(steps=3), 3), (Phantom(steps=1), 1)],
+    ids=lambda x: getattr(x, "kind", x),
+)
+def test_only_what_is_differentiated_makes_a_graph_and_nothing_if_nobody_asks(
+    adjoint: Adjoint, differentiated: int
+) -> None:
+    matrix, offset = problem()
+    solver = Picard(iterations=5, tolerance=0)
+    f, start = Applied(matrix.requires_grad_(), offset), torch.zeros_like(offset)
+    Applied.graphs = []
+    assert equilibrium(f, start, solver, adjoint).state.requires_grad
+    solve = 0 if isinstance(adjoint, Unrolled) else 5
+    assert Applied.graphs == [False] * solve + [True] * differentiated
+    Applied.graphs = []
+    with torch.no_grad():
+        solution = equilibrium(f, start, solver, adjoint)
+    assert Applied.graphs == [False] * 5
+    assert torch.equal(solution.state, solver.solve(f, start).state)
+
+
+def test_the_implicit_adjoint_solves_forward_without_a_graph_and_names_its_backward_solve() -> None:
+    matrix, offset = problem()
+    f, solver = Applied(matrix.requires_grad_(), offset), Picard(iterations=5, tolerance=0)
+    Applied.graphs = []
+    with measuring() as clock:
+        solution = equilibrium(f, torch.zeros_like(offset), solver, Implicit(solver=solver))
+        assert Applied.graphs == [False] * 5 + [True]
+        assert clock.seconds("backward solve") == []
+        solution.state.sum().backward()
+        assert len(clock.seconds("backward solve")) == 1
 
 
 def test_memory_of_the_implicit_adjoint_does_not_grow_with_the_iterations() -> None:
@@ -285,28 +510,74 @@ def test_memory_of_the_implicit_adjoint_does_not_grow_with_the_iterations() -> N
         (lambda: Broyden(history=0), "history must be at least 1"),
         (lambda: Phantom(steps=0), "steps must be at least 1"),
         (lambda: Phantom(damping=0.0), "damping must be in"),
-        (lambda: Anderson(regularisation=0.0), "regularisation must be positive"),
+        (lambda: Anderson(regularisation=0.0), "regularisation must be positive, got 0.0"),
+        (
+            lambda: Picard(tolerance=float("nan")),
+            r"tolerance must be >= 0 \(0 runs all iterations\), got nan",
+        ),
+        (lambda: Picard(damping=1.5), r"damping must be in \(0, 1\], got 1.5"),
+        (lambda: Anderson(iterations=0), "iterations must be at least 1, got 0"),
+        (lambda: Anderson(beta=0.0), r"beta must be in \(0, 1\], got 0.0"),
+        (lambda: Broyden(iterations=0), "iterations must be at least 1, got 0"),
+        (lambda: Phantom(damping=1.5), r"damping must be in \(0, 1\], got 1.5"),
     ],
 )
-def test_wrong_settings_name_the_rule(make: object, rule: str) -> None:
-    with pytest.raises(ValueError, match=rule):
-        make()  # type: ignore[operator]
+def test_wrong_settings_name_the_rule(make: Callable[[], object], rule: str) -> None:
+    with pytest.raises(ValueError, match="^" + rule):
+        make()
 
 
-def test_the_jacobian_penalty_is_unbiased_and_differentiable() -> None:
-    matrix, offset = problem(2000)
+def test_settings_of_a_config_are_chosen_by_their_kind_and_unknown_ones_refused() -> None:
+    """Their defaults are what the guides and the recipe leave out: the paper solves by 20 iterations of Anderson."""
+    paper = {"kind": "anderson", "iterations": 20, "tolerance": 1e-3, "history": 5, "beta": 1.0}
+    expected = {
+        Picard: {"kind": "picard", "iterations": 20, "tolerance": 1e-3, "damping": 1.0},
+        Anderson: paper | {"regularisation": 1e-6},
+        Broyden: {"kind": "broyden", "iterations": 20, "tolerance": 1e-3, "history": 10},
+        Unrolled: {"kind": "unrolled"},
+        Implicit: {"kind": "implicit", "solver": paper | {"regularisation": 1e-6}},
+        JacobianFree: {"kind": "jacobian_free"},
+        Phantom: {"kind": "phantom", "steps": 5, "damping": 0.8},
+    }
+    any_of: TypeAdapter[object] = TypeAdapter(Solver | Adjoint)
+    for kind, settings in expected.items():
+        assert asdict(kind()) == settings
+        assert any_of.validate_python({"kind": settings["kind"]}) == kind()
+        with pytest.raises(ValidationError, match="histori"):
+            any_of.validate_python({"kind": settings["kind"], "histori": 3})
+
+
+def test_the_jacobian_penalty_is_the_norm_of_the_jacobian_and_differentiable_in_the_map_alone() -> None:
+    matrix, offset = problem(6)
     matrix.requires_grad_()
-    probe = torch.randn(offset.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(7))
+    # The rows of sqrt(n) I have the moments of standard normal numbers, which is all the mean depends on.
+    probe = 6**0.5 * torch.eye(6, dtype=torch.float64)
     penalty = jacobian_penalty(Linear(matrix, offset), offset, probe)
-    assert penalty.item() == pytest.approx((matrix**2).sum().item() / len(matrix), rel=0.05)
+    torch.testing.assert_close(penalty, (matrix**2).sum() / 6)
     penalty.backward()
-    torch.testing.assert_close(matrix.grad, 2 * matrix / len(matrix), rtol=0, atol=0.05)
-    few = offset[:3].clone()
+    torch.testing.assert_close(matrix.grad, 2 * matrix.detach() / 6)
+    few, source = offset[:3], torch.zeros(3, 6, dtype=torch.float64, requires_grad=True)
 
     def of(weights: Tensor) -> Tensor:
-        return jacobian_penalty(Contraction(weights, few), few, probe[:3])
+        return jacobian_penalty(Contraction(weights, few), few + source, probe[:3])
 
     assert torch.autograd.gradcheck(of, (matrix.detach().requires_grad_(),))
+    of(matrix).backward()
+    assert source.grad is None
+
+
+def test_products_with_the_transpose_leave_their_point_alone_and_can_be_repeated() -> None:
+    matrix, offset = problem()
+    product = transpose_by_autograd(Linear(matrix, offset), offset)
+    for _ in range(2):
+        torch.testing.assert_close(product(offset), offset @ matrix)
+    assert not offset.requires_grad
+
+
+def test_the_spectral_radius_of_a_constant_map_is_0_and_of_no_block_that_of_another() -> None:
+    offset = torch.ones(3, 4)
+    f = Gains(torch.tensor([[0.0], [0.5], [-3.0]]), offset)
+    torch.testing.assert_close(spectral_radius(f, offset), torch.tensor([0.0, 0.5, 3.0]))
 
 
 @pytest.mark.parametrize("complex_pair", [False, True])

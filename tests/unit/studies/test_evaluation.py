@@ -188,6 +188,15 @@ def test_evaluate_ends_in_a_partial_failure_after_the_results(archives):
     assert [f["scene"] for f in json.loads(done.stdout)["failures"]] == ["unseen"]
 
 
+def test_a_table_of_nothing_is_not_printed(archives, tmp_path):
+    clean, _, _ = archives
+    none = open_archive(tmp_path / "none.zarr", create=True)
+    done = runner.invoke(app, ["evaluate", str(clean.path), "--denoised", str(none.path)])
+    assert isinstance(done.exception, PartialFailureError)
+    assert done.stdout == ""
+    assert "scene table_1 is not in" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

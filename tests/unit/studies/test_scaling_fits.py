@@ -50,6 +50,7 @@ def point(work: Work, world: int, scale: int, amount: float, part: float, second
         tasks=1,
         base=1,
         base_load=8,
+        weak_load=8 if scale == world else 0,
         load=8 * scale,
         scale=scale,
         bands=31,
@@ -508,6 +509,7 @@ def curve_of(
         replace(
             point("train", w, w // base if mode == "weak" else 1, 8.0, 1.0, 3 * seconds(w, serial, base)),
             base=base,
+            weak_load=8 if mode == "weak" else 0,
             amount=8.0 * w / base if mode == "weak" else 8.0,
         )
         for w in worlds

@@ -128,6 +128,13 @@ def test_a_curve_compares_with_its_smallest_size() -> None:
     assert found["weak"].efficiency(found["weak"].points[1]) == 0.8
 
 
+def test_a_point_is_on_both_curves_where_a_strong_and_a_weak_one_meet() -> None:
+    half = a_result(load=2, amount=2.0)
+    found = {curve.mode: curve for curve in curves(arranged([a_result(), half, a_result(tasks=2)]))}
+    assert [(p.world, p.load) for p in found["strong"].points] == [(1, 4), (2, 4)]
+    assert [(p.world, p.load) for p in found["weak"].points] == [(1, 2), (2, 4)]
+
+
 def test_a_load_that_is_compared_with_nothing_is_on_no_curve() -> None:
     points = arranged([a_result(), a_result(tasks=2), a_result(tasks=2, load=7), a_result(tasks=3, load=8)])
     (curve,) = curves(points)

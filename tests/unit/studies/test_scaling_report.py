@@ -59,6 +59,7 @@ def point(
         tasks=tasks,
         base=1,
         base_load=12 if train else 4,
+        weak_load=(12 if train else 4) if scale == world else 0,
         load=(12 if train else 4) * scale,
         bands=31,
         scale=scale,
@@ -312,6 +313,19 @@ def test_the_page_says_first_how_many_cores_there_are(
     assert texts.index(said) < texts.index("Strong scaling of training")
     assert (tmp_path / "scaling.txt").read_text().startswith(said)
     assert json.loads((tmp_path / "scaling.json").read_text())["machine"][0] == said
+
+
+def test_a_machine_that_several_nodes_share_is_one_however_many_a_point_uses() -> None:
+    points = [
+        replace(
+            point("train", "a", 1, 1, around(1.0), nodes=n),
+            hosts=(Host(name=name, processes=n, threads=n, cores=2),),
+        )
+        for n, name in ((1, "n1"), (2, "n1, n2"), (3, "n1, n2, n3"))
+    ]
+    assert tables.machine_lines(points)[0].startswith(
+        "2 physical cores (n1, n2, n3): points beyond 2 processes"
+    )
 
 
 def test_machines_alike_are_named_together_and_nodes_that_share_one_are_told() -> None:

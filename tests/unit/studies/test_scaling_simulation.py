@@ -10,19 +10,11 @@ from hypothesis import strategies as st
 
 from hpcdeq.errors import ConfigError, MissingExtraError
 from hpcdeq.inference.plan import ScenePlan, share_of
-from hpcdeq.studies.scaling import simulation
+from hpcdeq.studies.scaling import expectations
+from hpcdeq.studies.scaling.assumptions import Cluster, Work
+from hpcdeq.studies.scaling.expectations import Range, archive_work, check, repeat, sweep
 from hpcdeq.studies.scaling.results import Host, Result, UnitTimes
-from hpcdeq.studies.scaling.simulation import (
-    Cluster,
-    Range,
-    Run,
-    Work,
-    archive_work,
-    check,
-    repeat,
-    simulate,
-    sweep,
-)
+from hpcdeq.studies.scaling.simulation import Run, simulate
 
 
 def _times(read: float, compute: float, write: float, *, pixels: int = 1, worker: int = 0) -> UnitTimes:
@@ -503,7 +495,7 @@ def test_an_archive_of_very_many_units_is_simulated_coarsely_with_about_the_same
     cluster = Cluster(nodes=1, mtbf_hours=0.05, start_seconds=5)
     chosen = _ARCHIVE | {"nodes": (4,), "units": (65,), "seeds": range(5)}
     (fine,) = sweep(cluster, times, **chosen)
-    monkeypatch.setattr(simulation, "_MOST_UNITS", 700)
+    monkeypatch.setattr(expectations, "_MOST_UNITS", 700)
     (coarse,) = sweep(cluster, times, **chosen)
     assert fine.units == coarse.units == 40 * 64
     assert coarse.forecast.useful.median == pytest.approx(fine.forecast.useful.median)

@@ -23,12 +23,14 @@ from hpcdeq.metrics import evaluate_all
 from hpcdeq.models import Qrnn3dSettings, SparseDenoiser, load_model, save_model
 from hpcdeq.noise import Gaussian
 from hpcdeq.solvers import Unrolled
-from hpcdeq.studies import cells, methods, tables
+from hpcdeq.studies import cells, classical, public_tools, tables
 from hpcdeq.studies.cells import Comparison, Store, compute
 from hpcdeq.studies.degrade import noisy_copy
-from hpcdeq.studies.methods import Method, choose, for_sigma, title_of
+from hpcdeq.studies.method import Method
+from hpcdeq.studies.methods import choose, for_sigma
 from hpcdeq.studies.protocols import PROTOCOLS, Protocol
 from hpcdeq.studies.study import Study, StudyRequest
+from hpcdeq.studies.trained import title_of
 from tests.conftest import add_scene, smooth_scene
 from tests.unit.inference.test_denoise import small_model
 
@@ -395,7 +397,7 @@ def test_a_comparison_that_is_not_whole_is_written_all_the_same(
     def broken(*_: object) -> Callable[..., object]:
         raise ValueError("broken")
 
-    monkeypatch.setattr(methods, "_in_blocks", broken)
+    monkeypatch.setattr(classical, "_in_blocks", broken)
     out = tmp_path / "study"
     folder = saved(tmp_path / "deq")
     ran = runner.invoke(
@@ -426,7 +428,7 @@ def test_a_comparison_that_is_not_whole_is_written_all_the_same(
 def test_a_tool_that_is_not_installed_is_named_with_its_extra(
     clean: Archive, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(methods, "find_spec", lambda name: None)
+    monkeypatch.setattr(public_tools, "find_spec", lambda name: None)
     with pytest.raises(MissingExtraError, match=r"bm4d.*hpcdeq\[peers\]"):
         choose(["noisy", "bm4d"], [], None, clean.scenes(), "cpu")
     assert [m.key for m in choose(["noisy"], [], None, clean.scenes(), "cpu")] == ["noisy"]

@@ -18,6 +18,7 @@ from hpcdeq.config import TrainConfig, load_train_config
 from hpcdeq.errors import ConfigError
 from hpcdeq.models import load_model
 from hpcdeq.training import checkpoints, loop, objective, train
+from tests.unit.training.kills import Killed, kill_at_step, model_bytes
 
 PRIORS = {
     "hsid_cnn": "{kind: hsid_cnn, neighbours: 4, filters: 12}",
@@ -46,14 +47,6 @@ def config(archive: Archive, run: Path, kind: str, *changes: str) -> TrainConfig
     return load_train_config(None, [f"data.train={archive.path}", f"run={run}", prior, *SMALL, *changes])
 
 
-def model_bytes(folder: Path) -> tuple[bytes, bytes]:
-    return (folder / "model.safetensors").read_bytes(), (folder / "model.json").read_bytes()
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing of ours catches it."""
-
-
 @pytest.mark.parametrize("kind", PRIORS)
 def test_it_learns(archive: Archive, tmp_path: Path, kind: str) -> None:
     changes = ["training.pretrain_steps=15", "training.validate_every=15", "data.batch=4"]
@@ -72,18 +65,8 @@ def test_a_run_with_batch_normalisation_that_is_killed_and_continued_gives_the_s
 ) -> None:
     whole = train(config(archive, tmp_path / "whole", kind))
     cut = config(archive, tmp_path / "cut", kind)
-    steps = 0
-    original = torch.optim.Adam.step
-
-    def step(self: torch.optim.Adam, *args: object) -> object:
-        nonlocal steps
-        steps += 1
-        if steps == kill_at:
-            raise Killed
-        return original(self, *args)
-
     with monkeypatch.context() as patch:
-        patch.setattr(torch.optim.Adam, "step", step)
+        kill_at_step(patch, kill_at)
         with pytest.raises(Killed):
             train(cut)
     assert model_bytes(train(cut)) == model_bytes(whole)

@@ -17,7 +17,9 @@ from hpcdeq.errors import ConfigError, PreemptedError, TrainingError
 from hpcdeq.metrics import mpsnr
 from hpcdeq.models import SparseDenoiser, load_model
 from hpcdeq.training import checkpoints, data, export_checkpoint, objective, train
+from hpcdeq.training.average import average_of
 from tests.conftest import add_scene, smooth_scene
+from tests.unit.training.kills import Killed, kill_at_step, model_bytes
 
 SMALL = [
     "model.block=24",
@@ -45,14 +47,6 @@ def config(archive: Archive, run: Path, *changes: str) -> TrainConfig:
     return load_train_config(None, [f"data.train={archive.path}", f"run={run}", *SMALL, *changes])
 
 
-def model_bytes(folder: Path) -> tuple[bytes, bytes]:
-    return (folder / "model.safetensors").read_bytes(), (folder / "model.json").read_bytes()
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing of ours catches it."""
-
-
 @pytest.mark.parametrize("kill_at", range(1, 15, 2))
 def test_a_run_that_is_killed_and_continued_gives_the_same_bytes(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
@@ -60,17 +54,7 @@ def test_a_run_that_is_killed_and_continued_gives_the_same_bytes(
     penalty = f"training.jacobian_weight={0.1 if kill_at == 9 else 0}"  # its probe is random too
     whole = train(config(archive, tmp_path / "whole", penalty))
     cut = config(archive, tmp_path / "cut", penalty)
-    steps = 0
-    original = torch.optim.Adam.step
-
-    def step(self: torch.optim.Adam, *args: object) -> object:
-        nonlocal steps
-        steps += 1
-        if steps == kill_at:
-            raise Killed
-        return original(self, *args)
-
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    kill_at_step(monkeypatch, kill_at)
     with pytest.raises(Killed):
         train(cut)
     assert model_bytes(train(cut)) == model_bytes(whole)
@@ -144,6 +128,11 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
     assert all(torch.isfinite(p).all() for p in load_model(folder).parameters())
 
 
+def lr_factors(run: Path) -> list[float]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [line["lr_factor"] for line in lines if "loss" in line]
+
+
 def test_several_bad_steps_in_a_row_reload_the_last_checkpoint_with_a_smaller_rate(
     archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -153,8 +142,48 @@ def test_several_bad_steps_in_a_row_reload_the_last_checkpoint_with_a_smaller_ra
     card = json.loads((folder / "model.json").read_text())
     assert card["provenance"]["rollbacks"] == 1
     state = checkpoints.load(checkpoints.latest(run / "checkpoints") or run)
-    assert state["lr"][0] == pytest.approx(0.5e-4)
     assert state["position"]["step"] == 8
+    assert lr_factors(run)[-3:] == [1.0, 0.5, 0.5]
+
+
+def test_the_cosine_schedule_rises_then_falls_to_0_in_each_phase(archive: Archive, tmp_path: Path) -> None:
+    long = ["training.pretrain_steps=0", "training.steps=40", "training.validate_every=40"]
+    train(config(archive, tmp_path / "run", "training.schedule=cosine", *long))
+    factors = lr_factors(tmp_path / "run")
+    assert factors[:3] == pytest.approx([0.0, 0.5 * 0.9985, 0.9938], abs=1e-3)
+    assert factors[20] == pytest.approx(0.5)
+    assert all(a > b for a, b in itertools.pairwise(factors[2:]))
+    assert factors[-1] < 0.01
+
+
+@pytest.mark.parametrize("kill_at", [3, 11])
+def test_an_average_of_the_weights_is_validated_written_and_continued(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kill_at: int
+) -> None:
+    averaged = ["training.ema=0.5", "training.schedule=cosine", "model.prior.noise_map=true"]
+    whole = train(config(archive, tmp_path / "whole", *averaged))
+    cut = config(archive, tmp_path / "cut", *averaged)
+    with monkeypatch.context() as patch:
+        kill_at_step(patch, kill_at)
+        with pytest.raises(Killed):
+            train(cut)
+    assert model_bytes(train(cut)) == model_bytes(whole)
+    plain = train(config(archive, tmp_path / "plain", *averaged[1:]))
+    assert model_bytes(plain)[0] != model_bytes(whole)[0]
+
+
+def test_the_average_follows_the_weights_by_its_decay() -> None:
+    from torch import nn
+
+    model = nn.Linear(1, 1, bias=False)
+    average = average_of(model, decay=0.5)  # type: ignore[arg-type]
+    expected = None
+    for count, value in enumerate([1.0, 5.0, -3.0, 2.0, 8.0, 1.0, 4.0, 7.0, 9.0]):
+        nn.init.constant_(model.weight, value)
+        average.update_parameters(model)
+        keep = min(0.5, (1 + count) / (10 + count))
+        expected = value if expected is None else keep * expected + (1 - keep) * value
+        assert average.module.weight.item() == pytest.approx(expected, rel=1e-6)
 
 
 def test_an_equilibrium_model_that_leaves_convergence_is_brought_back(
@@ -258,6 +287,17 @@ def test_a_prior_alone_is_a_model_and_a_start_for_others(archive: Archive, tmp_p
     assert load_model(folder).settings.map == "fast"
     with pytest.raises(ConfigError, match="has another architecture"):
         train(config(archive, tmp_path / "other", start, "model.prior.filters=5"))
+
+
+@pytest.mark.parametrize(("taken", "expected"), [("true", 3.0), ("false", 20.0)])
+def test_a_model_begins_with_the_penalty_of_another_unless_told_not_to(
+    archive: Archive, tmp_path: Path, taken: str, expected: float
+) -> None:
+    alone = ("training.pretrain_steps=0", "training.steps=0")
+    first = train(config(archive, tmp_path / "first", "model.b=3", *alone))
+    start = (f"training.start_from={first}", f"training.start_scalars={taken}")
+    second = train(config(archive, tmp_path / "second", *start, *alone))
+    assert load_model(second).b.item() == pytest.approx(expected)
 
 
 def test_only_the_latest_and_the_best_checkpoints_are_kept(archive: Archive, tmp_path: Path) -> None:
