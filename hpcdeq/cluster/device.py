@@ -24,7 +24,7 @@ def check_device_name(name: str) -> None:
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
     """Return the torch device of a name for a process of a node; ``auto`` is CUDA where there is one.
 
-    Processes of a node take its GPUs in turn, and use the one they took for everything.
+    Processes of a node take its GPUs in turn, and use the one they took for everything. What is float32 is computed so there.
 
     Raises
     ------
@@ -42,4 +42,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
     if name == "cuda":
         device = torch.device("cuda", local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
+    if device.type == "cuda":
+        # torch lets convolutions round to TF32, 10 bits: residuals would stop near 1e-3, and a GPU's pixels differ from a CPU's.
+        torch.backends.cudnn.allow_tf32 = False
     return device

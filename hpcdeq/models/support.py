@@ -41,17 +41,20 @@ def support_basis(dictionary: Tensor, support: Tensor) -> Tensor:
 def find_support(spectra: Tensor, dictionary: Tensor, settings: SupportSettings) -> Tensor:
     """Return the atoms ``(block, |S|)`` that each block ``(block, pixel, band)`` may use, in the order chosen."""
     if settings.method == "somp":
+        atoms = dictionary.double()
+        # Of the pixels a pursuit needs their moments only.
+        if (
+            spectra.is_cuda
+        ):  # where the shape of the batch stays, and small products take longer to launch than to compute
+            precise = spectra.double()
+            return simultaneous_omp(precise.transpose(1, 2) @ precise, atoms, settings.size)
         # One block at a time: what it gets must not depend on its batch mates, not even in a tie.
-        return torch.cat([_simultaneous_omp(x.double(), dictionary.double(), settings.size) for x in spectra])
+        moments = [x.T @ x for x in map(Tensor.double, spectra)]
+        return torch.cat([simultaneous_omp(x[None], atoms, settings.size) for x in moments])
     centroid = spectra.mean(dim=1)
     if settings.method == "centroid_lasso":
         return lasso_order(centroid.double(), dictionary.double(), settings.size)
     return batch_omp(centroid, dictionary, settings.size).support
-
-
-def _simultaneous_omp(spectra: Tensor, dictionary: Tensor, size: int) -> Tensor:
-    moments = spectra.T @ spectra  # all that the pursuit needs of the pixels
-    return simultaneous_omp(moments[None], dictionary, size)
 
 
 def _orthonormalise(atoms: Tensor) -> Tensor:

@@ -107,10 +107,10 @@ def test_without_a_readable_plan_it_is_said_what_should_be_there(
         ledger.folder.mkdir()
         (ledger.folder / "job.json").write_bytes(content)
     with pytest.raises(
-        ConfigError, match=r"^there is no readable .*out.zarr.ledger/job.json: it lies beside"
-    ) as e:
+        ConfigError,
+        match=r"out\.zarr is not an archive that hpcdeq denoise wrote: there is no readable .*out\.zarr\.ledger/job\.json; ",
+    ):
         ledger.job()
-    assert str(e.value).endswith("hpcdeq denoise wrote, and says what was written")
 
 
 @pytest.mark.parametrize("format_", [None, 5, 7])

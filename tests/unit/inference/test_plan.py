@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from hpcdeq.errors import SceneError
 from hpcdeq.inference import DenoiseSettings
+from hpcdeq.inference.applied import AppliedModel, set_up
 from hpcdeq.inference.plan import ScenePlan, Unit, plan_of, share_of
 from hpcdeq.models import SparseDenoiser
 from hpcdeq.tiling import Window, tiles_of
@@ -48,7 +49,9 @@ def model() -> SparseDenoiser:
 def plan(
     model: SparseDenoiser, stored: object = Stored(), weights: str = "w", **settings: object
 ) -> ScenePlan:
-    return plan_of(stored, model, weights, DenoiseSettings(**settings))  # type: ignore[arg-type]
+    chosen = DenoiseSettings(**settings)  # type: ignore[arg-type]
+    applied = AppliedModel(model=set_up(model, chosen), settings=chosen, card={"weights_sha256": weights})
+    return plan_of(stored, applied)  # type: ignore[arg-type]
 
 
 @given(
