@@ -100,6 +100,7 @@ class _Mixing:
         )
         eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
         ones = torch.ones(gram.shape[0], size, dtype=gram.dtype, device=gram.device)
-        weights = torch.linalg.solve(scaled + self.settings.regularisation * eye, ones)
+        # Not `solve`, which waits for a GPU to ask whether a matrix is singular: none is.
+        weights = torch.linalg.solve_ex(scaled + self.settings.regularisation * eye, ones).result
         weights = weights / weights.sum(1, keepdim=True)
         return torch.where(usable[:, None], weights, eye[-1])

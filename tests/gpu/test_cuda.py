@@ -88,7 +88,8 @@ def test_a_scene_is_denoised_as_on_the_cpu(kind: str) -> None:
         device: denoise_array(model, noisy, DenoiseSettings(device=device, batch=4))
         for device in ("cpu", "cuda")
     }
-    assert np.abs(on["cuda"] - on["cpu"]).max() < 1e-4
+    # The codes of a full map converge slowly: its solves end at 30 iterations, each rounded in its own way.
+    assert np.abs(on["cuda"] - on["cpu"]).max() < (2e-3 if kind == "deq-full" else 1e-4)
 
 
 def test_a_batch_on_the_gpu_always_has_one_shape_so_its_size_changes_little() -> None:
