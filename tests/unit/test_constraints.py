@@ -1,0 +1,32 @@
+"""The versions that are installed for tests are among those that pyproject.toml allows, of every extra."""
+
+import tomllib
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+ROOT = Path(__file__).parents[2]
+
+
+def pins() -> dict[str, str]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def test_every_pin_is_allowed_by_every_extra() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    asked = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
+    pinned = pins()
+    wrong, checked = [], 0
+    for requirement in map(Requirement, asked):
+        version = pinned.get(canonicalize_name(requirement.name))
+        checked += version is not None
+        if version is not None and version not in requirement.specifier:
+            wrong.append(f"{requirement}: constraints.txt has {version}")
+    assert not wrong
+    assert checked > 20
