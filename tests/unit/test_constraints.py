@@ -11,8 +11,8 @@ ROOT = Path(__file__).parents[2]
 
 def pins() -> dict[str, str]:
     lines = (ROOT / "constraints.txt").read_text().splitlines()
-    pairs = (line.split("==") for line in lines if line and not line.startswith("#"))
-    return {canonicalize_name(name): version for name, version in pairs}
+    pinned = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    return {canonicalize_name(one.name): next(iter(one.specifier)).version for one in pinned}
 
 
 def test_every_pin_is_allowed_by_every_extra() -> None:
