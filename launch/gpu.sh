@@ -80,11 +80,16 @@ fi
 # A run remembers the paths it was given: these stay, wherever OUT and the archives lie the next time.
 ln -sfn "$train" train.zarr
 ln -sfn "$val" val.zarr
-settings_of() { # of a training, a line each
-    printf '%s\n' data.train=train.zarr data.val=val.zarr "run=runs/$1" data.batch=32
-    if [ "$1" != prior ]; then
-        printf '%s\n' "training.start_from=$1" training.pretrain_steps=0 training.start_scalars=true
-    fi
+settings_of() { # of a training, a line each: the recipe's for large batches, which cost a GPU little more than small ones
+    printf '%s\n' data.train=train.zarr data.val=val.zarr "run=runs/$1" data.batch=64
+    if [ "$1" = prior ]; then return; fi
+    printf '%s\n' "training.start_from=$1" training.pretrain_steps=0 training.start_scalars=true
+    case $1 in
+        du-fast) printf '%s\n' training.lr=1e-3 training.lr_scalars_factor=5 ;;
+        du-full) printf '%s\n' training.lr=7e-4 ;;
+        deq-fast) printf '%s\n' training.lr=5e-4 ;;
+        deq-full) printf '%s\n' training.lr=4e-4 ;;
+    esac
 }
 given=("$@")
 train_one() {
