@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +10,8 @@ import numpy as np
 
 from hpcdeq.studies.cells import Cell, Comparison, Look, Store
 from hpcdeq.studies.method import Method
-from hpcdeq.studies.page import write_whole
+from hpcdeq.studies.page import blank_figure, write_figure
 
-_DPI = 160
 _STYLES = {
     "DEQ-fast": ("#d1495b", "o", "-"),
     "DEQ-full": ("#8a4fb0", "s", "-"),
@@ -55,7 +53,9 @@ def draw_all(
     if looks:
         sigma = shown[0].sigma
         figures |= {"spectra": _spectra(looks, sigma), "errors": _errors(looks, sigma)}
-    return {name: _save(figure, folder / name) for name, figure in figures.items() if figure is not None}
+    return {
+        name: write_figure(folder / name, figure) for name, figure in figures.items() if figure is not None
+    }
 
 
 def _curves(store: Store, comparisons: Mapping[int, Comparison], label: str, *, log: bool) -> Any:
@@ -66,7 +66,7 @@ def _curves(store: Store, comparisons: Mapping[int, Comparison], label: str, *, 
                 points.setdefault(cell.method.title, {}).setdefault(x, []).append(found.scores.psnr)
     if not points:
         return None
-    canvas, ((axes,),) = _canvas(6.4, 4.0)
+    canvas, ((axes,),) = blank_figure(6.4, 4.0)
     for title, values in points.items():
         xs = sorted(values)
         colour, marker, line = _STYLES.get(title, (_GREY, "^", ":"))
@@ -88,7 +88,7 @@ def _parameters(methods: Sequence[Method]) -> Any:
     counts = {m.title: m.parameters for m in methods if m.parameters}
     if not counts:
         return None
-    canvas, ((axes,),) = _canvas(6.4, 0.9 + 0.34 * len(counts))
+    canvas, ((axes,),) = blank_figure(6.4, 0.9 + 0.34 * len(counts))
     titles = sorted(counts, key=lambda title: counts[title] or 0)
     bars = axes.barh(
         titles,
@@ -107,7 +107,7 @@ def _spectra(looks: Sequence[tuple[str, Look]], sigma: float) -> Any:
         return None
     shown = [(title, look) for title, look in looks if title != "noisy"]
     columns = len(first.points)
-    canvas, (axes,) = _canvas(3.6 * columns, 3.6, columns)
+    canvas, (axes,) = blank_figure(3.6 * columns, 3.6, columns)
     palette = _palette(len(shown))
     for i in range(columns):
         plot = axes[i]
@@ -133,7 +133,7 @@ def _spectra(looks: Sequence[tuple[str, Look]], sigma: float) -> Any:
 def _errors(looks: Sequence[tuple[str, Look]], sigma: float) -> Any:
     columns = min(6, len(looks))
     rows = -(-len(looks) // columns)
-    canvas, axes = _canvas(2.1 * columns, 4.5 * rows, columns, 2 * rows)
+    canvas, axes = blank_figure(2.1 * columns, 4.5 * rows, columns, 2 * rows)
     for plot in axes.flat:
         plot.axis("off")
     for i, (title, look) in enumerate(looks):
@@ -148,23 +148,3 @@ def _palette(count: int) -> list[Any]:
     from matplotlib import colormaps
 
     return [colormaps["turbo"](x) for x in np.linspace(0.05, 0.95, max(count, 1))][:count]
-
-
-def _canvas(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
-    """A figure, and its axes by row and column."""
-    from matplotlib.figure import Figure
-
-    canvas = Figure(figsize=(width, height), layout="constrained")
-    axes = canvas.subplots(rows, columns, squeeze=False)
-    for plot in axes.flat:
-        plot.spines[["top", "right"]].set_visible(False)
-        plot.tick_params(labelsize=8)
-    return canvas, axes
-
-
-def _save(canvas: Any, path: Path) -> Path:
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        canvas.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
-        write_whole(path.with_suffix(f".{kind}"), buffer.getvalue())
-    return path.with_suffix(".svg")

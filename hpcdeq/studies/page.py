@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: pictures and styles are in the file, which is written in one step."""
+"""Self-contained HTML pages, whose pictures and styles are in the file, and figures beside them; written in one step."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from hpcdeq import __version__
 from hpcdeq.errors import ConfigError, MissingExtraError
 
 RGB_NM = (640.0, 550.0, 460.0)
+_DPI = 160
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,27 @@ def write_whole(path: Path, content: bytes) -> None:
     aside = path.with_name(f".{uuid.uuid4().hex}.part")
     aside.write_bytes(content)
     aside.replace(path)
+
+
+def blank_figure(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple[Any, Any]:
+    """Return an empty figure of matplotlib, of such a size in inches, and its axes by row and column."""
+    from matplotlib.figure import Figure as Canvas
+
+    canvas = Canvas(figsize=(width, height), layout="constrained")
+    axes = canvas.subplots(rows, columns, squeeze=False)
+    for plot in axes.flat:
+        plot.spines[["top", "right"]].set_visible(False)
+        plot.tick_params(labelsize=8)
+    return canvas, axes
+
+
+def write_figure(path: Path, canvas: Any) -> Path:
+    """Write a figure of matplotlib as PNG and SVG; return the path of the SVG."""
+    for kind in ("png", "svg"):
+        buffer = io.BytesIO()
+        canvas.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
+        write_whole(path.with_suffix(f".{kind}"), buffer.getvalue())
+    return path.with_suffix(".svg")
 
 
 def rgb_bands(wavelengths: NDArray[np.float64] | None, bands: int) -> tuple[list[int], str]:

@@ -15,6 +15,7 @@ from hpcdeq.studies import page
 from hpcdeq.studies.evaluation import Comparison, Failure, Row, cells, means
 from hpcdeq.studies.page import (
     Figure,
+    blank_figure,
     data_uri,
     false_colours,
     jpeg,
@@ -139,19 +140,14 @@ def _error_picture(c: Comparison) -> Figure:
 
 
 def _spectra(c: Comparison, points: list[tuple[int, int]]) -> str:
-    from matplotlib.figure import Figure as Canvas
-
     axis = np.arange(1, len(c.clean) + 1) if c.wavelengths is None else c.wavelengths
-    canvas = Canvas(figsize=(9.0, 2.6), layout="constrained")
-    plots = canvas.subplots(1, max(len(points), 1), squeeze=False)[0]
+    canvas, (plots,) = blank_figure(9.0, 2.6, max(len(points), 1))
     for plot, (y, x), colour in zip(plots, points, COLOURS, strict=False):
         if c.noisy is not None:
             plot.plot(axis, c.noisy[:, y, x], ".", color="#b8b8b8", markersize=4, label="noisy")
         plot.plot(axis, c.clean[:, y, x], color="#333333", linewidth=1.2, label="clean")
         plot.plot(axis, c.denoised[:, y, x], color=colour, linewidth=1.8, label="denoised")
         plot.set_xlabel("band" if c.wavelengths is None else "wavelength, nm", fontsize=8)
-        plot.tick_params(labelsize=8)
-        plot.spines[["top", "right"]].set_visible(False)
         plot.legend(frameon=False, fontsize=7)
     buffer = io.BytesIO()
     canvas.savefig(buffer, format="svg", metadata={"Date": None})

@@ -1,16 +1,13 @@
-"""The paper that a scaling study's figures are drawn on: its size, colours, axes of processes, and how it is saved."""
+"""The paper that a scaling study's figures are drawn on: its size, colours and axes of processes."""
 
 from __future__ import annotations
 
-import io
 import textwrap
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from hpcdeq.studies.page import write_whole
+from hpcdeq.studies.page import blank_figure
 
-_DPI = 160
 _WIDTH, HEIGHT = 5.6, 3.5
 # Okabe and Ito's, which the colour-blind tell apart, without their yellow, which white paper swallows.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#5b4b8a", "#7a7a7a")
@@ -21,22 +18,8 @@ LEGEND, HEADING = 72, 58  # letters a line
 
 def canvas(height: float) -> tuple[Any, Any]:
     """Return an empty figure of such a height in inches, and its axes."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    axes = figure.subplots()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8)
+    figure, ((axes,),) = blank_figure(_WIDTH, height)
     return figure, axes
-
-
-def save(figure: Any, path: Path) -> Path:
-    """Write a figure as PNG and SVG; return the path of the SVG."""
-    for kind in ("png", "svg"):
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=_DPI, metadata={"Date": None} if kind == "svg" else None)
-        write_whole(path.with_suffix(f".{kind}"), buffer.getvalue())
-    return path.with_suffix(".svg")
 
 
 def process_axis(axes: Any, worlds: Sequence[int], what: str = "processes") -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hpcdeq.studies.page import write_figure
 from hpcdeq.studies.scaling.canvas import (
     COLOURS,
     GREY,
@@ -22,7 +23,6 @@ from hpcdeq.studies.scaling.canvas import (
     legend_height,
     look,
     process_axis,
-    save,
     words,
 )
 from hpcdeq.studies.scaling.results import SHARES, Curve, Result, Work
@@ -108,7 +108,9 @@ def draw_all(folder: Path, results: Sequence[Result]) -> dict[str, Drawn]:
     if transfer_rates(results):
         caption = "Storage: what all processes together read and write at the same time."
         drawn["storage"] = (caption, storage_figure(results))
-    return {name: Drawn(caption, save(figure, folder / name)) for name, (caption, figure) in drawn.items()}
+    return {
+        name: Drawn(caption, write_figure(folder / name, figure)) for name, (caption, figure) in drawn.items()
+    }
 
 
 # Curves

@@ -9,8 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from hpcdeq.errors import ConfigError
-from hpcdeq.studies.page import data_uri, render_page, require_libraries, write_page, write_whole
-from hpcdeq.studies.scaling.canvas import save
+from hpcdeq.studies.page import (
+    data_uri,
+    render_page,
+    require_libraries,
+    write_figure,
+    write_page,
+    write_whole,
+)
 from hpcdeq.studies.scaling.exports import as_csv, as_json_values, as_text
 from hpcdeq.studies.scaling.figures import Drawn, draw_all, plot_figure
 from hpcdeq.studies.scaling.results import Mode, Result, Work
@@ -104,7 +110,7 @@ def write_report(results: Sequence[Result], sections: Sequence[Section], out: Pa
         own = {}
         for plot in section.plots:
             assert plot.name not in drawn, f"two figures are called {plot.name}"
-            own[plot.name] = Drawn(plot.caption, save(plot_figure(plot), out / "figures" / plot.name))
+            own[plot.name] = Drawn(plot.caption, write_figure(out / "figures" / plot.name, plot_figure(plot)))
         drawn |= own
         shown.append(Shown(section, _uris(own, list(own))))
     values = json.dumps(as_json_values(results, sections), indent=2, allow_nan=False)
