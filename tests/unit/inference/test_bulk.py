@@ -47,6 +47,7 @@ from hpcdeq.inference.tiles import Convergence
 from hpcdeq.models import save_model
 from hpcdeq.tiling import Window
 from tests.conftest import add_scene, smooth_scene
+from tests.unit.inference.plans import a_plan
 from tests.unit.inference.test_denoise import SETTINGS, small_model
 
 
@@ -81,18 +82,7 @@ def test_every_unit_is_in_one_share_and_shares_follow_each_other(
     sizes: list[tuple[int, int]], workers: int
 ) -> None:
     scenes = [
-        ScenePlan(
-            name=f"s{i}",
-            fingerprint="f",
-            bands=7,
-            height=height,
-            width=width,
-            shard_shape=(65, 65),
-            block=24,
-            overlap=8,
-            unit_mib=256,
-        )
-        for i, (height, width) in enumerate(sizes)
+        a_plan(f"s{i}", height=height, width=width, unit_mib=256) for i, (height, width) in enumerate(sizes)
     ]
     shares = [share_of(scenes, number, workers) for number in range(workers)]
     units = [unit for scene in scenes for unit in scene.units()]

@@ -16,6 +16,7 @@ from hpcdeq.errors import ConfigError
 from hpcdeq.inference.ledger import Complete, Job, Ledger, Record, ledger_folder
 from hpcdeq.inference.plan import ScenePlan
 from hpcdeq.inference.tiles import Convergence, DenoiseSettings, TileSolution
+from tests.unit.inference.plans import a_plan
 
 RECORD = Record(
     checksums={"radiance/c/0/0/0": 7},
@@ -31,21 +32,6 @@ COMPLETE = Complete(
     noise=30.5,
     remarks=["its noise is high"],
 )
-
-
-def a_plan(name: str, fingerprint: str = "f") -> ScenePlan:
-    """Two units."""
-    return ScenePlan(
-        name=name,
-        fingerprint=fingerprint,
-        bands=7,
-        height=200,
-        width=40,
-        shard_shape=(65, 65),
-        block=24,
-        overlap=8,
-        unit_mib=1,
-    )
 
 
 A, B = a_plan("a"), a_plan("b.v2")  # a dot, as names may have

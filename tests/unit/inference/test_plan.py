@@ -16,19 +16,10 @@ from hpcdeq.inference.applied import AppliedModel, set_up
 from hpcdeq.inference.plan import ScenePlan, Unit, plan_of, share_of
 from hpcdeq.models import SparseDenoiser
 from hpcdeq.tiling import Window, tiles_of
+from tests.unit.inference.plans import a_plan
 from tests.unit.inference.test_denoise import small_model
 
-SCENE = ScenePlan(
-    name="s",
-    fingerprint="f",
-    bands=31,
-    height=1300,
-    width=1300,
-    shard_shape=(130, 130),
-    block=60,
-    overlap=20,
-    unit_mib=32,
-)
+SCENE = a_plan(bands=31, height=1300, width=1300, shard_shape=(130, 130), block=60, overlap=20, unit_mib=32)
 
 
 @dataclass

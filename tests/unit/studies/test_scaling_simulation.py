@@ -9,12 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hpcdeq.errors import ConfigError, MissingExtraError
-from hpcdeq.inference.plan import ScenePlan, share_of
+from hpcdeq.inference.plan import share_of
 from hpcdeq.studies.scaling import expectations
 from hpcdeq.studies.scaling.assumptions import Cluster, Work
 from hpcdeq.studies.scaling.expectations import Range, archive_work, check, repeat, sweep
 from hpcdeq.studies.scaling.results import Host, Result, UnitTimes
 from hpcdeq.studies.scaling.simulation import Run, simulate
+from tests.unit.inference.plans import a_plan
 
 
 def _times(read: float, compute: float, write: float, *, pixels: int = 1, worker: int = 0) -> UnitTimes:
@@ -332,20 +333,8 @@ def test_the_range_of_seeds_is_their_quantiles():
 @pytest.mark.parametrize("size", [(3000, 2000), (1300, 1300), (500, 100)])
 def test_the_units_of_an_archive_are_those_of_the_plan(size):
     height, width = size
-    plans = [
-        ScenePlan(
-            name=name,
-            fingerprint="",
-            bands=31,
-            height=height,
-            width=width,
-            shard_shape=(260, 260),
-            block=60,
-            overlap=20,
-            unit_mib=256,
-        )
-        for name in "abc"
-    ]
+    of_each = {"bands": 31, "shard_shape": (260, 260), "block": 60, "overlap": 20, "unit_mib": 256}
+    plans = [a_plan(name, height=height, width=width, **of_each) for name in "abc"]
     units = [unit for plan in plans for unit in plan.units()]
     work = archive_work(3, height, width, unit=1300, block=60, overlap=20, bytes_per_pixel=124)
     assert work.pixels.tolist() == [unit.reach.height * unit.reach.width for unit in units]
