@@ -334,7 +334,7 @@ def test_a_png_with_a_second_larger_header_is_refused(tmp_path: Path) -> None:
     (folder / "s_2.png").write_bytes(content[:8] + header + larger + content[33:])
     outcome = _only(tmp_path)
     assert outcome.status == "failed"
-    assert "band s_2.png is truncated or damaged" in outcome.message
+    assert "truncated or damaged band s_2.png" in outcome.message
 
 
 # Configurations

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcdeq.archive import layout
+from hpcdeq.documents import shortened
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window
 
@@ -134,6 +135,11 @@ def choose(variables: Sequence[Variable], candidates: Sequence[str], wanted: str
         f"{len(candidates)} arrays could be the scene; choose one with --variable NAME; "
         f"the file holds: {listing(variables)}"
     )
+
+
+def damaged(what: str, error: Exception) -> SceneError:
+    """Return the error of a file, or a part of it, that its parser makes nothing of."""
+    return SceneError(f"truncated or damaged {what} ({shortened(str(error))}); copy it again from its source")
 
 
 def check_shape(shape: Sequence[int], itemsize: int) -> tuple[int, int, int]:

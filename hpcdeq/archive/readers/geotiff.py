@@ -11,8 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hpcdeq.archive import layout
-from hpcdeq.archive.readers.base import RawScene, Said, Source, Spectral, check_shape, spectral
-from hpcdeq.documents import shortened
+from hpcdeq.archive.readers.base import RawScene, Said, Source, Spectral, check_shape, damaged, spectral
 from hpcdeq.errors import MissingExtraError, SceneError
 from hpcdeq.tiling import Window
 
@@ -44,7 +43,7 @@ def open_geotiff(source: Source) -> Iterator[RawScene]:
         except SceneError:
             raise
         except Exception as error:  # GDAL's errors are of many kinds
-            raise _damaged(error) from error
+            raise damaged("TIFF file", error) from error
         yield scene
 
 
@@ -67,7 +66,7 @@ def _open(image: Any) -> RawScene:
                 image.read(window=RasterWindow(window.x0, window.y0, window.width, window.height))
             )
         except Exception as error:  # GDAL's errors are of many kinds
-            raise _damaged(error) from error
+            raise damaged("TIFF file", error) from error
 
     told = _spectral(image)
     return RawScene(
@@ -79,12 +78,6 @@ def _open(image: Any) -> RawScene:
         ignore_value=None if image.nodata is None else float(image.nodata),
         notes=told.notes,
         attributes=_projection(image),
-    )
-
-
-def _damaged(error: Exception) -> SceneError:
-    return SceneError(
-        f"truncated or damaged TIFF file ({shortened(str(error))}); copy it again from its source"
     )
 
 

@@ -21,6 +21,7 @@ from hpcdeq.archive.readers.base import (
     Variable,
     check_shape,
     choose,
+    damaged,
     spectral_among,
 )
 from hpcdeq.documents import shortened
@@ -53,9 +54,7 @@ def open_hdf5(source: Source, selection: Selection) -> Iterator[RawScene]:
         except SceneError:
             raise
         except Exception as error:  # h5py meets damage with whatever error comes first
-            raise SceneError(
-                f"truncated or damaged HDF5 file ({shortened(str(error))}); copy it again from its source"
-            ) from error
+            raise damaged("HDF5 file", error) from error
         yield scene
 
 

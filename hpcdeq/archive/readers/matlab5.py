@@ -20,9 +20,9 @@ from hpcdeq.archive.readers.base import (
     Variable,
     check_shape,
     choose,
+    damaged,
     spectral_among,
 )
-from hpcdeq.documents import shortened
 from hpcdeq.errors import SceneError
 
 _NUMERIC = {"double", "single", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
@@ -61,9 +61,7 @@ def open_matlab5(source: Source, selection: Selection) -> Iterator[RawScene]:
     except SceneError:
         raise
     except Exception as error:  # the parser meets damage with whatever error comes first
-        raise SceneError(
-            f"truncated or damaged MATLAB file ({shortened(str(error))}); copy it again from its source"
-        ) from error
+        raise damaged("MATLAB file", error) from error
     if data.dtype.kind not in "uif":
         raise SceneError(
             f"variable {name!r} holds {data.dtype} values; a scene holds integers or real numbers"

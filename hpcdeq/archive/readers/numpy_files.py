@@ -24,9 +24,9 @@ from hpcdeq.archive.readers.base import (
     Variable,
     check_shape,
     choose,
+    damaged,
     spectral_among,
 )
-from hpcdeq.documents import shortened
 from hpcdeq.errors import SceneError
 
 
@@ -48,9 +48,7 @@ def _header(file: IO[bytes]) -> _Header:
         read = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
         shape, fortran, dtype = read(file)
     except Exception as error:  # NumPy parses it as Python, which has many kinds of errors
-        raise SceneError(
-            f"damaged .npy header ({shortened(str(error))}); copy it again from its source"
-        ) from error
+        raise damaged(".npy header", error) from error
     return _Header(shape, fortran, dtype, file.tell())
 
 
@@ -111,9 +109,7 @@ def open_npz(source: Source, selection: Selection, spool: Path) -> Iterator[RawS
     except SceneError:
         raise
     except Exception as error:  # the parsers raise whatever they like at damaged data
-        raise SceneError(
-            f"truncated or damaged .npz file ({shortened(str(error))}); copy it again from its source"
-        ) from error
+        raise damaged(".npz file", error) from error
     yield _scene("NumPy .npz", name, unpacked, header, axes, small)
 
 

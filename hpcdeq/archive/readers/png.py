@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from hpcdeq.archive.readers.axes import FlatFile
-from hpcdeq.archive.readers.base import RawScene, Source, check_shape
-from hpcdeq.documents import shortened
+from hpcdeq.archive.readers.base import RawScene, Source, check_shape, damaged
 from hpcdeq.errors import MissingExtraError, SceneError
 
 MAGIC = b"\x89PNG\r\n\x1a\n"
@@ -141,9 +140,7 @@ def _decode(path: Path) -> NDArray[Any]:
     except MissingExtraError:
         raise
     except Exception as error:  # decoders raise whatever they like at damaged data
-        raise SceneError(
-            f"band {path.name} is truncated or damaged ({shortened(str(error))}); copy it again from its source"
-        ) from error
+        raise damaged(f"band {path.name}", error) from error
     if pixels.ndim == 3:
         colours = pixels[..., : 3 if colour in (_COLOUR, _COLOUR_ALPHA) else 1]
         if not (colours == colours[..., :1]).all():

@@ -225,7 +225,7 @@ def dotted_name(raw):
 
 
 CASES = {
-    truncated_png: r"bad: band bad_07.png is truncated or damaged .*copy it again",
+    truncated_png: r"bad: truncated or damaged band bad_07.png .*copy it again",
     empty_last_png: r"bad: band bad_31.png is truncated or not a PNG",
     missing_band: r"bad: band 1, 4 is missing of 1 to 31; copy the folder again",
     other_size: r"bad: band bad_03.png is 20 x 21 pixels of 16 bits, but bad_01.png is 20 x 20 of 16 bits",
