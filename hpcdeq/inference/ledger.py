@@ -24,12 +24,11 @@ from hpcdeq.archive.staging import beside, check_no_link
 from hpcdeq.documents import read_json, shortened
 from hpcdeq.errors import ConfigError
 from hpcdeq.inference.applied import DenoiseSettings
-from hpcdeq.inference.plan import ScenePlan, Unit
+from hpcdeq.inference.plan import LEDGER_FORMAT, ScenePlan, Unit
 from hpcdeq.inference.tiles import Convergence, TileSolution
 
 T = TypeVar("T")
 
-_FORMAT = 6
 # Beside units there may be what NFS keeps of a file that was replaced while somebody read it.
 _UNIT = re.compile(r"([0-9]{1,9})-([0-9]{1,9})\.json")
 
@@ -112,7 +111,7 @@ class Ledger:
         self._write(
             self.folder / "job.json",
             {
-                "format": _FORMAT,
+                "format": LEDGER_FORMAT,
                 "archive": str(job.archive.absolute()),
                 "model": str(job.model.absolute()),
                 "settings": asdict(job.settings),
@@ -135,7 +134,7 @@ class Ledger:
                 f"{self.out.path} is not an archive that hpcdeq denoise wrote: there is no readable {self.folder / 'job.json'}; "
                 "name the --out of a denoise command"
             )
-        if stored.get("format") != _FORMAT:
+        if stored.get("format") != LEDGER_FORMAT:
             raise ConfigError(
                 f"{self.folder} is of another version of hpcdeq; give the command that wrote it again, to go on with this one"
             )

@@ -17,6 +17,8 @@ from hpcdeq.inference.applied import AppliedModel
 from hpcdeq.inference.tiles import reach
 from hpcdeq.tiling import Window, partition
 
+# Of the ledger's files, and in every fingerprint: records of another format are of another plan.
+LEDGER_FORMAT = 6
 _FINGERPRINT = re.compile(r"[A-Za-z0-9-]{0,64}")
 
 
@@ -115,7 +117,7 @@ def plan_of(scene: Scene, applied: AppliedModel) -> ScenePlan:
         )
     # All that decides the bytes of a denoised scene.
     what = {
-        "ledger": 6,
+        "ledger": LEDGER_FORMAT,
         "weights": applied.weights,
         "model": asdict(model.settings),
         "precision": settings.precision,
