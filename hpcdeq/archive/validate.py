@@ -13,6 +13,8 @@ from hpcdeq.archive.store import Archive
 from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window, partition
 
+_MOST_MISSING = 10  # that are named, of a scene: metadata can claim millions of shards
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -52,7 +54,8 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
     Yields
     ------
     problem
-        One for every damaged chunk; one for a shard that is missing, or changed where no chunk shows why.
+        One for every damaged chunk; one for a shard that is missing, or changed where no chunk shows why. Of many missing ones
+        the first are named, and the last problem tells how many more there are.
 
     Raises
     ------
@@ -67,11 +70,14 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
         raise SceneError(
             f"scene {scene.name}: {sums.shape} checksums for {grid} shards; ingest the scene again"
         )
+    missing = 0
     for window in scene.shards():
         file = scene.shard_path(window)
         shown = file.relative_to(scene.path)
         if not file.is_file():
-            yield Problem(scene.name, f"shard {shown} is missing; ingest the scene again", window)
+            missing += 1
+            if missing <= _MOST_MISSING:
+                yield Problem(scene.name, f"shard {shown} is missing; ingest the scene again", window)
             continue
         stored = int(sums[window.y0 // edge_y, window.x0 // edge_x])
         found = checksum_of(file)
@@ -89,6 +95,8 @@ def check_scene(scene: Scene) -> Iterator[Problem]:
         if found != stored and not chunks:
             message = f"shard {shown} has checksum {found:016x}, not {stored:016x} as written; ingest the scene again"
             yield Problem(scene.name, message, window)
+    if missing > _MOST_MISSING:
+        yield Problem(scene.name, f"other missing shards: {missing - _MOST_MISSING}; ingest the scene again")
 
 
 def _message(error: SceneError, name: str) -> str:

@@ -10,6 +10,7 @@ import pytest
 import rawfiles
 
 from hpcdeq.archive import open_archive
+from tests.conftest import add_scene
 
 
 @pytest.fixture
@@ -68,6 +69,20 @@ def test_a_missing_shard_is_not_taken_for_zeros(archive, hpcdeq):
     assert ran.code == 3
     assert f"scene bad, rows {last.y0}:{last.y1}, columns {last.x0}:{last.x1}: shard radiance/c/0/" in ran.out
     assert "is missing; ingest the scene again" in ran.out
+
+
+@pytest.mark.parametrize(("lost", "others"), [(10, []), (11, [1]), (20, [10])])
+def test_of_many_missing_shards_ten_are_named(tmp_path, hpcdeq, lost, others):
+    """Metadata can claim millions."""
+    archive = open_archive(tmp_path / "A", create=True)
+    add_scene(archive, "long", np.ones((1, 20 * 260, 4)))
+    for window in list(archive["long"].shards())[:lost]:
+        archive["long"].shard_path(window).unlink()
+    ran = hpcdeq("validate", archive.path)
+    assert ran.code == 3
+    lines = ran.out.splitlines()
+    assert all("is missing; ingest the scene again" in line for line in lines[:10])
+    assert lines[10:] == [f"scene long: other missing shards: {n}; ingest the scene again" for n in others]
 
 
 def test_a_shard_swapped_for_another_sound_one(archive, hpcdeq):
