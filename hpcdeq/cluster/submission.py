@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,10 +169,11 @@ def submit_each(
 
 @contextmanager
 def _told_by_sbatch() -> Iterator[None]:
-    """Say what sbatch says when it refuses a job."""
+    """Say what sbatch says when it refuses a job: in the error only, as submitit prints it too."""
     refused = import_submitit().core.utils.FailedJobError
     try:
-        yield
+        with redirect_stderr(io.StringIO()):
+            yield
     except refused as error:
         raise SubmissionError(f"sbatch did not take the job: {str(error).strip()}") from error
 

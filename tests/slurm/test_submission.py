@@ -291,10 +291,13 @@ def test_a_run_that_is_in_the_queue_is_not_submitted_twice(fake_slurm: FakeSlurm
     assert len(fake_slurm.calls("sbatch")) == 3
 
 
-def test_the_words_of_sbatch_are_passed_on(fake_slurm: FakeSlurm, tmp_path: Path) -> None:
+def test_the_words_of_sbatch_are_passed_on_once(
+    fake_slurm: FakeSlurm, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fake_slurm.answers("sbatch", "sbatch: error: invalid partition specified: gpux", code=1)
     with pytest.raises(SubmissionError, match="did not take the job: sbatch: error: invalid partition"):
         submit(JobRequest(time="5"), tmp_path / "jobs", jobs.meet, "x")
+    assert capsys.readouterr().err == "", "the error is told by whoever catches it"
 
 
 def test_without_slurm_it_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
