@@ -25,26 +25,7 @@ from hpcdeq.cli.denoise import (
     settings_of,
 )
 from hpcdeq.cli.examples import examples
-from hpcdeq.cli.job_options import (
-    Account,
-    Cluster,
-    ClusterName,
-    Constraint,
-    CpusPerTask,
-    DryRun,
-    GpusPerNode,
-    JobName,
-    Mem,
-    Nodes,
-    Partition,
-    Profile,
-    Qos,
-    SignalSeconds,
-    SlurmOptions,
-    TasksPerNode,
-    Time,
-    job_request_of,
-)
+from hpcdeq.cli.job_options import Cluster, JobOptions, job_request_of, with_job_options
 from hpcdeq.cli.submit_scale import scale
 from hpcdeq.cli.tables import (
     Clean,
@@ -70,35 +51,22 @@ submit.add_typer(scale)
 
 
 @submit.command(epilog=examples("submit train"))
+@with_job_options()
 def train(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings, e.g. data.train=scenes.zarr run=runs/a"),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with settings; see configs/.")] = None,
-    cluster: ClusterName = Cluster.SLURM,
-    profile: Profile = None,
-    nodes: Nodes = None,
-    gpus_per_node: GpusPerNode = None,
-    tasks_per_node: TasksPerNode = None,
-    cpus_per_task: CpusPerTask = None,
-    mem: Mem = None,
-    time: Time = None,
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    constraint: Constraint = None,
-    job_name: JobName = None,
-    signal_seconds: SignalSeconds = None,
-    slurm: SlurmOptions = None,
-    dry_run: DryRun = False,
+    *,
+    job: JobOptions,
 ) -> None:
     """Train as a job.
 
     On SLURM it is queued again at its time limit, and goes on, until it is finished. Prints the job's number (slurm) and
     returns, or waits and prints the model's folder (local, debug).
     """
-    request = job_request_of("train", locals())
+    request = job_request_of("train", job)
     from hpcdeq.cluster.local import run_local
     from hpcdeq.cluster.submission import sbatch_text
     from hpcdeq.cluster.submission import submit as submit_job
@@ -107,7 +75,7 @@ def train(
 
     resolved = load_train_config(config, overrides or [])
     folder = resolved.run / "jobs"
-    if dry_run:
+    if job.dry_run:
         result(sbatch_text(request, folder).rstrip())
         return
     from hpcdeq.training.job import train_job
@@ -115,17 +83,20 @@ def train(
 
     check_batch_norm(resolved, request.nodes * request.tasks)
     plain = resolved.model_dump(mode="json")
-    if cluster == Cluster.DEBUG:
+    if job.cluster == Cluster.DEBUG:
         result(train_job(plain))
-    elif cluster == Cluster.LOCAL:
+    elif job.cluster == Cluster.LOCAL:
         result(run_local(request, folder, train_job, plain))
     else:
-        job = submit_job(request, folder, train_job, plain)
-        say(f"job {job.id} is in the queue; it was given {job.script}; rank 0 says what it does in {job.log}")
-        result(job.id)
+        sent = submit_job(request, folder, train_job, plain)
+        say(
+            f"job {sent.id} is in the queue; it was given {sent.script}; rank 0 says what it does in {sent.log}"
+        )
+        result(sent.id)
 
 
 @submit.command(epilog=examples("submit denoise"))
+@with_job_options()
 def denoise(
     archive: Noisy,
     model: Model,
@@ -140,29 +111,15 @@ def denoise(
     device: Device = "auto",
     unit_mib: UnitMib = 256,
     overwrite: Overwrite = False,
-    cluster: ClusterName = Cluster.SLURM,
-    profile: Profile = None,
-    nodes: Nodes = None,
     max_parallel: Annotated[
         int | None, typer.Option(min=1, help="Nodes that work at a time. [default: all]")
     ] = None,
-    gpus_per_node: GpusPerNode = None,
-    tasks_per_node: TasksPerNode = None,
-    cpus_per_task: CpusPerTask = None,
-    mem: Mem = None,
-    time: Time = None,
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    constraint: Constraint = None,
-    job_name: JobName = None,
-    signal_seconds: SignalSeconds = None,
-    slurm: SlurmOptions = None,
     wait: Annotated[
         bool,
         typer.Option("--wait", help="Wait for the end, and submit again what SLURM has lost."),
     ] = False,
-    dry_run: DryRun = False,
+    *,
+    job: JobOptions,
 ) -> None:
     """Denoise an archive as jobs, one a node.
 
@@ -170,7 +127,7 @@ def denoise(
     jobs (slurm; several if the site bounds arrays) and returns, or waits and prints the archive (local, debug, --wait). The
     same command, without --overwrite, continues what was ended.
     """
-    request = job_request_of("denoise", locals())
+    request = job_request_of("denoise", job)
     settings = settings_of(locals())
     from hpcdeq.archive import open_archive
     from hpcdeq.cluster.device import choose_device
@@ -181,19 +138,19 @@ def denoise(
     from hpcdeq.inference.job import check_workers, denoise_job, jobs_folder, see_through, submit_workers
 
     folder = jobs_folder(out)
-    if dry_run:
+    if job.dry_run:
         result(sbatch_text(request, folder, parallel=max_parallel or request.nodes).rstrip())
         return
-    if cluster == Cluster.SLURM:
+    if job.cluster == Cluster.SLURM:
         check_workers(request, out, max_parallel)
     else:
         choose_device(device)
-    if cluster == Cluster.LOCAL:
+    if job.cluster == Cluster.LOCAL:
         check_local(request, folder)
     plan_archive(open_archive(archive), model, out, settings, overwrite=overwrite)
-    if cluster == Cluster.DEBUG:
+    if job.cluster == Cluster.DEBUG:
         result(denoise_job(str(out), 0, 1))
-    elif cluster == Cluster.LOCAL:
+    elif job.cluster == Cluster.LOCAL:
         result(run_local(request, folder, denoise_job, str(out), 0, 1))
     else:
         jobs = submit_workers(request, out, max_parallel)
@@ -205,6 +162,7 @@ def denoise(
 
 
 @submit.command(epilog=examples("submit tables"))
+@with_job_options()
 def tables(
     archive: Clean,
     out: StudyOut = Path("study"),
@@ -216,28 +174,14 @@ def tables(
     protocol: ProtocolName = "hpcdeq",
     split: SplitFile = None,
     device: StudyDevice = "auto",
-    cluster: ClusterName = Cluster.SLURM,
-    profile: Profile = None,
-    nodes: Nodes = None,
-    gpus_per_node: GpusPerNode = None,
-    tasks_per_node: TasksPerNode = None,
-    cpus_per_task: CpusPerTask = None,
-    mem: Mem = None,
-    time: Time = None,
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    constraint: Constraint = None,
-    job_name: JobName = None,
-    signal_seconds: SignalSeconds = None,
-    slurm: SlurmOptions = None,
-    dry_run: DryRun = False,
+    *,
+    job: JobOptions,
 ) -> None:
     """Compute the cells of tables and figures as jobs, one a node.
 
     Jobs share the cells. `hpcdeq tables` and `hpcdeq figures` with the same options then put together what is known, at any time.
     """
-    asked = job_request_of("tables", locals())
+    asked = job_request_of("tables", job)
     from hpcdeq.cli.tables import request_of
     from hpcdeq.cluster.local import check_local, run_local
     from hpcdeq.cluster.slurm import check_not_queued
@@ -247,18 +191,18 @@ def tables(
 
     request = request_of(locals())
     folder = out / "jobs"
-    if dry_run:
+    if job.dry_run:
         result(sbatch_text(asked, folder, parallel=asked.nodes).rstrip())
         return
-    if cluster == Cluster.SLURM:
+    if job.cluster == Cluster.SLURM:
         check_each(asked, folder, parallel=asked.nodes)
         check_not_queued(folder, out, can_follow=False)
-    elif cluster == Cluster.LOCAL:
+    elif job.cluster == Cluster.LOCAL:
         check_local(asked, folder)
     Study(request)  # what cannot work is said here, not in a log
-    if cluster == Cluster.DEBUG:
+    if job.cluster == Cluster.DEBUG:
         result(study_job(asdict(request), 0, 1))
-    elif cluster == Cluster.LOCAL:
+    elif job.cluster == Cluster.LOCAL:
         result(run_local(asked, folder, study_job, asdict(request), 0, 1))
     else:
         jobs = submit_study(asked, request)

@@ -20,23 +20,7 @@ from hpcdeq.cli.denoise import (
     settings_of,
 )
 from hpcdeq.cli.examples import examples
-from hpcdeq.cli.job_options import (
-    Account,
-    Cluster,
-    ClusterName,
-    Constraint,
-    CpusPerTask,
-    GpusPerNode,
-    JobName,
-    Mem,
-    Partition,
-    Profile,
-    Qos,
-    SignalSeconds,
-    SlurmOptions,
-    Time,
-    job_request_of,
-)
+from hpcdeq.cli.job_options import Cluster, JobOptions, job_request_of, with_job_options
 
 scale = typer.Typer(
     name="scale",
@@ -62,6 +46,7 @@ _DryRun = Annotated[
 
 
 @scale.command(epilog=examples("submit scale train"))
+@with_job_options("nodes", "tasks_per_node", dry_run=_DryRun)
 def train(
     overrides: Annotated[
         list[str] | None,
@@ -86,20 +71,8 @@ def train(
     trace: Annotated[
         bool, typer.Option("--trace", help="Also write a trace of one step of each point, for Perfetto.")
     ] = False,
-    cluster: ClusterName = Cluster.SLURM,
-    profile: Profile = None,
-    gpus_per_node: GpusPerNode = None,
-    cpus_per_task: CpusPerTask = None,
-    mem: Mem = None,
-    time: Time = None,
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    constraint: Constraint = None,
-    job_name: JobName = None,
-    signal_seconds: SignalSeconds = None,
-    slurm: SlurmOptions = None,
-    dry_run: _DryRun = False,
+    *,
+    job: JobOptions,
 ) -> None:
     """Measure steps of training.
 
@@ -118,10 +91,11 @@ def train(
         modes_of(modes),
         Effort(warmup=warmup, repeats=repeats, steps=steps),
     )
-    _measure(locals(), points, trace)
+    _measure(job, out, points, trace)
 
 
 @scale.command(epilog=examples("submit scale denoise"))
+@with_job_options("nodes", "tasks_per_node", dry_run=_DryRun)
 def denoise(
     archive: Noisy,
     model: Model,
@@ -150,20 +124,8 @@ def denoise(
     device: Device = "auto",
     repeats: _Repeats = 3,
     warmup: _Warmup = 1,
-    cluster: ClusterName = Cluster.SLURM,
-    profile: Profile = None,
-    gpus_per_node: GpusPerNode = None,
-    cpus_per_task: CpusPerTask = None,
-    mem: Mem = None,
-    time: Time = None,
-    partition: Partition = None,
-    account: Account = None,
-    qos: Qos = None,
-    constraint: Constraint = None,
-    job_name: JobName = None,
-    signal_seconds: SignalSeconds = None,
-    slurm: SlurmOptions = None,
-    dry_run: _DryRun = False,
+    *,
+    job: JobOptions,
 ) -> None:
     """Measure bulk denoising of an archive.
 
@@ -205,10 +167,10 @@ def denoise(
                 Effort(warmup=warmup, repeats=repeats),
                 scenes_per_process,
             )
-    _measure(locals(), points, trace=False)
+    _measure(job, out, points, trace=False)
 
 
-def _measure(options: dict[str, Any], points: list[Any], trace: bool) -> None:
+def _measure(options: JobOptions, out: Path, points: list[Any], trace: bool) -> None:
     """Note the points, and measure those that are not, as the options say."""
     import os
     import shlex
@@ -228,8 +190,8 @@ def _measure(options: dict[str, Any], points: list[Any], trace: bool) -> None:
         submit_points,
     )
 
-    request = job_request_of("scale", options | {"nodes": None, "tasks_per_node": None})
-    cluster, out, study = options["cluster"], options["out"], Study(options["out"])
+    request = job_request_of("scale", options)
+    cluster, study = options.cluster, Study(out)
     # What was measured elsewhere is another point.
     where = {
         "cluster": str(cluster),
@@ -241,7 +203,7 @@ def _measure(options: dict[str, Any], points: list[Any], trace: bool) -> None:
         request_of(point, request)
         check_storage(point)
     missing = [point for point in points if study.result(point) is None]
-    if options["dry_run"]:
+    if options.dry_run:
         _show(study, len(points) - len(missing), missing, request)
         return
     command = shlex.join(["hpcdeq", *sys.argv[1:]])
