@@ -478,6 +478,15 @@ def test_the_implicit_adjoint_solves_forward_without_a_graph_and_names_its_backw
         assert len(clock.seconds("backward solve")) == 1
 
 
+def test_an_implicit_gradient_refuses_to_be_differentiated_again() -> None:
+    """How the solution of (25) depends on the parameters is not recorded: what came out would lack that, without a word."""
+    matrix, offset = (t.requires_grad_() for t in problem())
+    f, solver = Contraction(matrix, offset), SOLVERS[0]
+    solution = equilibrium(f, torch.zeros_like(offset), solver, Implicit(solver=solver))
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*`unrolled` adjoint"):
+        torch.autograd.grad(solution.state.sum(), matrix, create_graph=True)
+
+
 def test_memory_of_the_implicit_adjoint_does_not_grow_with_the_iterations() -> None:
     """The graph holds one application of the map, however many were made."""
     matrix, offset = problem()
