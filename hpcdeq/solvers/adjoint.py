@@ -154,7 +154,12 @@ class _ImplicitGradient(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         f, point, solver, on_backward = ctx.problem
         (gradient,) = gradients
-        with torch.no_grad(), part("backward solve"):
+        if torch.is_grad_enabled():
+            # What `create_graph` asks for. Of the solution of (25) there is no graph: the second derivative would lack it.
+            raise RuntimeError(
+                "an implicit gradient cannot be differentiated again: leave out create_graph=True, or take the `unrolled` adjoint"
+            )
+        with part("backward solve"):
             solution = solver.solve(_AdjointMap(f.transpose_at(point), gradient), gradient)
         if on_backward is not None:
             on_backward(solution)

@@ -87,7 +87,7 @@ class Solution:
     """A fixed point, or how far from one each block was left. Not converging is a result, never an exception."""
 
     state: Tensor
-    """(block, ...) image f(z) of each block's best iterate z, the one of least residual; of the last one if the tolerance is 0."""
+    """(block, ...) image f(z) of each block's best iterate z, the first of least residual; of the last one if tolerance is 0."""
     residual: Tensor
     """(block,) ||D f(z) - D z|| / ||D f(z)|| at that iterate; infinite if no iterate was finite."""
     iterations: Tensor

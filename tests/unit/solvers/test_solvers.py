@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import FrozenInstanceError, asdict
 from typing import ClassVar
 
 import pytest
@@ -26,8 +27,9 @@ from hpcdeq.solvers import (
     spectral_radius,
     transpose_by_autograd,
 )
+from hpcdeq.solvers.anderson import _Mixing
 from hpcdeq.solvers.broyden import _InverseJacobian
-from hpcdeq.solvers.fixed_point import block_dot, iterate
+from hpcdeq.solvers.fixed_point import LinearMap, block_dot, iterate
 from hpcdeq.timing import measuring
 
 KINDS = [Picard, Anderson, Broyden]
@@ -151,6 +153,27 @@ def test_anderson_mixes_as_least_squares_over_the_last_iterates_do(history: int,
             gamma = torch.linalg.lstsq(dR, R[:, -1:]).solution
             states.append((X[:, -1:] + beta * R[:, -1:] - (dX + beta * dR) @ gamma)[:, 0])
         torch.testing.assert_close(torch.stack(found)[:, block], torch.stack(states), rtol=1e-6, atol=1e-6)
+
+
+def test_the_weights_of_anderson_are_those_of_the_regularised_normal_equations() -> None:
+    """(gram / trace + regularisation I) w = (1, 1), scaled to a sum of 1."""
+    gram = torch.tensor([[1.0, 0.5], [0.5, 3.0]], dtype=torch.float64) * torch.tensor([[[1.0]], [[1e6]]])
+    found = _Mixing(Anderson(regularisation=0.1))._weights(gram)
+    expected = torch.tensor([0.85 - 0.125, 0.35 - 0.125], dtype=torch.float64) / 0.95
+    torch.testing.assert_close(found, expected.expand(2, 2), rtol=1e-12, atol=0)
+
+
+def test_anderson_goes_on_from_the_last_iterate_where_residuals_are_0_or_not_finite() -> None:
+    gram = torch.eye(3, dtype=torch.float64).repeat(4, 1, 1)
+    gram[1] = 0
+    gram[2, 0, 1] = gram[2, 1, 0] = torch.inf
+    gram[3, 0, 0] = torch.nan
+    mixing = _Mixing(Anderson())
+    expected = torch.tensor([[1 / 3] * 3] + [[0.0, 0.0, 1.0]] * 3, dtype=torch.float64)
+    torch.testing.assert_close(mixing._weights(gram), expected)
+    zero = gram[1:2].clone().requires_grad_()
+    mixing._weights(zero)[0, 0].backward()
+    assert torch.equal(zero.grad, torch.zeros_like(zero)), "one such block must not spoil the gradient of all"
 
 
 def test_broyden_is_the_good_method_with_a_dense_jacobian() -> None:
@@ -398,6 +421,14 @@ def test_without_a_tolerance_the_last_image_is_returned_not_the_best() -> None:
     assert torch.equal(best.state[0], torch.ones(3))
 
 
+def test_of_equally_good_iterates_the_first_is_returned() -> None:
+    """A quarter turn changes every state by the square root of 2."""
+    turn = Linear(torch.tensor([[0.0, -1.0], [1.0, 0.0]]), torch.zeros(1, 2))
+    solution = Picard(iterations=3, tolerance=1e-9).solve(turn, torch.tensor([[1.0, 0.0]]))
+    assert solution.state.tolist() == [[0.0, 1.0]]
+    assert solution.iterations.tolist() == [3]
+
+
 def test_a_residual_equal_to_the_tolerance_is_within_it() -> None:
     f = Gains(torch.zeros(2, 1), torch.ones(2, 4))
     solution = Picard(iterations=9, tolerance=0.5).solve(f, torch.tensor([[0.5], [0.0]]).expand(2, 4))
@@ -423,6 +454,41 @@ def test_no_iterate_is_made_that_is_not_used() -> None:
     steps.clear()
     iterate(Gains(torch.ones(2, 1), torch.ones(2, 3)), torch.zeros(2, 3), 4, 0.0, Counting())
     assert steps == [2] * 3
+
+
+class Elsewhere(Tensor):
+    """It says that it is on a GPU, and counts how often a value of it is waited for."""
+
+    waits: ClassVar[int] = 0
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda")
+
+    def __bool__(self) -> bool:
+        Elsewhere.waits += 1
+        return bool(self.as_subclass(Tensor))
+
+
+class GainsElsewhere(Gains):
+    def __call__(self, state: Tensor) -> Tensor:
+        return super().__call__(state).as_subclass(Elsewhere)
+
+
+def test_on_a_gpu_the_batch_keeps_its_shape_and_is_waited_for_only_if_that_can_end_the_solve() -> None:
+    gain, offset = torch.tensor([[0.0], [0.5], [torch.nan]]), torch.ones(3, 2)
+    solver, start = Picard(iterations=40, tolerance=1e-3), torch.zeros(3, 2)
+    here, f = solver.solve(Gains(gain, offset), start), GainsElsewhere(gain, offset)
+    Elsewhere.waits = 0
+    there = solver.solve(f, start)
+    assert f.applied == [3] * int(here.iterations.max())
+    assert Elsewhere.waits == len(f.applied) < 40
+    for name, value in vars(here).items():
+        assert torch.equal(getattr(there, name).as_subclass(Tensor), value), name
+    f, Elsewhere.waits = GainsElsewhere(gain, offset), 0
+    Picard(iterations=4, tolerance=0).solve(f, start)
+    assert f.applied == [3] * 4
+    assert Elsewhere.waits == 0
 
 
 @pytest.mark.parametrize("shape", [(3, 5), (3, 5, 4), (3, 2, 5, 4)])
@@ -456,7 +522,9 @@ def test_only_what_is_differentiated_makes_a_graph_and_nothing_if_nobody_asks(
     solver = Picard(iterations=5, tolerance=0)
     f, start = Applied(matrix.requires_grad_(), offset), torch.zeros_like(offset)
     Applied.graphs = []
-    assert equilibrium(f, start, solver, adjoint).state.requires_grad
+    solution = equilibrium(f, start, solver, adjoint)
+    assert solution.state.requires_grad
+    assert not solution.residual.requires_grad, "who keeps it would keep the graph"
     solve = 0 if isinstance(adjoint, Unrolled) else 5
     assert Applied.graphs == [False] * solve + [True] * differentiated
     Applied.graphs = []
@@ -476,6 +544,15 @@ def test_the_implicit_adjoint_solves_forward_without_a_graph_and_names_its_backw
         assert clock.seconds("backward solve") == []
         solution.state.sum().backward()
         assert len(clock.seconds("backward solve")) == 1
+
+
+def test_an_implicit_gradient_refuses_to_be_differentiated_again() -> None:
+    """How the solution of (25) depends on the parameters is not recorded: what came out would lack that, without a word."""
+    matrix, offset = (t.requires_grad_() for t in problem())
+    f, solver = Contraction(matrix, offset), SOLVERS[0]
+    solution = equilibrium(f, torch.zeros_like(offset), solver, Implicit(solver=solver))
+    with pytest.raises(RuntimeError, match=r"cannot be differentiated again.*`unrolled` adjoint"):
+        torch.autograd.grad(solution.state.sum(), matrix, create_graph=True)
 
 
 def test_memory_of_the_implicit_adjoint_does_not_grow_with_the_iterations() -> None:
@@ -547,6 +624,21 @@ def test_settings_of_a_config_are_chosen_by_their_kind_and_unknown_ones_refused(
             any_of.validate_python({"kind": settings["kind"], "histori": 3})
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [kind() for kind in (*KINDS, Unrolled, Implicit, JacobianFree, Phantom)]
+    + [Solution(**dict.fromkeys(["state", "residual", "iterations", "converged"], torch.zeros(1)))],
+    ids=lambda x: type(x).__name__,
+)
+def test_settings_and_solutions_are_made_by_name_and_stay_as_they_are(settings: object) -> None:
+    """What has been checked remains so, and no number is taken for another one."""
+    first, *_ = fields = vars(settings)
+    with pytest.raises(FrozenInstanceError):
+        setattr(settings, first, fields[first])
+    with pytest.raises(TypeError, match="positional"):
+        type(settings)(*fields.values())
+
+
 def test_the_jacobian_penalty_is_the_norm_of_the_jacobian_and_differentiable_in_the_map_alone() -> None:
     matrix, offset = problem(6)
     matrix.requires_grad_()
@@ -578,6 +670,29 @@ def test_the_spectral_radius_of_a_constant_map_is_0_and_of_no_block_that_of_anot
     offset = torch.ones(3, 4)
     f = Gains(torch.tensor([[0.0], [0.5], [-3.0]]), offset)
     torch.testing.assert_close(spectral_radius(f, offset), torch.tensor([0.0, 0.5, 3.0]))
+
+
+@pytest.mark.parametrize(
+    "state", [torch.ones(1, 1, dtype=torch.bfloat16), torch.ones(1, 2, 3)], ids=lambda s: str(s.dtype)
+)
+def test_the_spectral_radius_is_the_mean_growth_of_the_last_half_of_twenty_products(state: Tensor) -> None:
+    class Growing(FixedPointMap):
+        """Its n-th product is n times the vector, which has the shape and the dtype of the state."""
+
+        products = 0
+
+        def __call__(self, state: Tensor) -> Tensor:
+            self.products += 1
+            assert (state.shape, state.dtype) == (point.shape, point.dtype)
+            return self.products * state
+
+        def transpose_at(self, point: Tensor) -> LinearMap:
+            return self
+
+    f, point = Growing(), state
+    assert spectral_radius(f, point).item() == pytest.approx(math.prod(range(11, 21)) ** 0.1, rel=1e-3)
+    assert f.products == 20
+    assert spectral_radius(Growing(), point, 3).item() == pytest.approx(6**0.5, rel=1e-3)
 
 
 @pytest.mark.parametrize("complex_pair", [False, True])
