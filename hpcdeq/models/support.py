@@ -43,9 +43,8 @@ def find_support(spectra: Tensor, dictionary: Tensor, settings: SupportSettings)
     if settings.method == "somp":
         atoms = dictionary.double()
         # Of the pixels a pursuit needs their moments only.
-        if (
-            spectra.is_cuda
-        ):  # where the shape of the batch stays, and small products take longer to launch than to compute
+        if spectra.is_cuda:
+            # All at once: the shape of the batch stays there, and small products take longer to launch than to compute.
             precise = spectra.double()
             return simultaneous_omp(precise.transpose(1, 2) @ precise, atoms, settings.size)
         # One block at a time: what it gets must not depend on its batch mates, not even in a tie.
