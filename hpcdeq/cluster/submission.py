@@ -175,7 +175,11 @@ def _told_by_sbatch() -> Iterator[None]:
         with redirect_stderr(io.StringIO()):
             yield
     except refused as error:
-        raise SubmissionError(f"sbatch did not take the job: {str(error).strip()}") from error
+        raise SubmissionError(
+            f"sbatch did not take the job: {str(error).strip()}\n"
+            'what there is here, partitions, longest times, cores, memory and GPUs: sinfo -o "%P %l %c %m %G"; '
+            "whether SLURM answers at all: hpcdeq doctor"
+        ) from error
 
 
 def _take_back(jobs: Sequence[Any]) -> str:

@@ -106,7 +106,7 @@ class Ledger:
             for scene in self.job().scenes:
                 fingerprint = wanted.get(scene.name)
                 if fingerprint != scene.fingerprint and (fingerprint or not self.completed(scene.name)):
-                    shutil.rmtree(self._units(scene), ignore_errors=True)
+                    self.forget_units(scene)
         shutil.rmtree(self.folder / "failed", ignore_errors=True)
         self._write(
             self.folder / "job.json",
@@ -231,8 +231,12 @@ class Ledger:
 
     def forget(self, scene: ScenePlan) -> None:
         """Forget all records of a scene."""
-        shutil.rmtree(self._units(scene), ignore_errors=True)
+        self.forget_units(scene)
         self._complete(scene.name).unlink(missing_ok=True)
+
+    def forget_units(self, scene: ScenePlan) -> None:
+        """Forget the units of a scene as this plan makes it."""
+        shutil.rmtree(self._units(scene), ignore_errors=True)
 
     def _names(self, kind: str) -> list[str]:
         return sorted(

@@ -166,6 +166,7 @@ class Output:
     def _check_wanted(self, plan: ScenePlan) -> None:
         if not self.ledger.wants(plan):
             self._discard(plan)
+            self.ledger.forget_units(plan)  # those recorded since the new plan forgot them
             raise FencedError(
                 f"{plan.name}: another plan was made for {self.archive.path} meanwhile; this one ends"
             )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -17,7 +19,9 @@ import torch
 from hpcdeq.archive import Archive, open_archive
 from hpcdeq.archive.ingest import IngestOptions
 from hpcdeq.archive.ingest import _ingest_one as ingest_one
-from hpcdeq.archive.readers import find
+from hpcdeq.archive.readers import find, hdf5
+from hpcdeq.archive.readers.base import damaged
+from hpcdeq.archive.readers.hdf5_trial import touch_all
 from hpcdeq.archive.scene import checksum_of
 from hpcdeq.archive.splits import read_split, split_of, write_split
 from hpcdeq.archive.validate import check_scene, validate
@@ -88,6 +92,10 @@ class Target(ABC):
 
 class Readers(Target):
     """Raw files of every format, ingested."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        hdf5.check_it_comes_back = _check_in_a_fork
 
     kinds = ("npy", "npz", "hdr", "mat", "h5", "mat73", "nc", "tif", "png", "png16")
 
@@ -164,6 +172,20 @@ class Readers(Target):
             outcome = expect(partial(ingest_one, archive, source, IngestOptions(), False), [""])
             if outcome is not None and (problems := list(check_scene(archive[outcome.name]))):
                 raise BrokenContractError(f"ingested a bad scene: {problems[0]}")
+
+
+def _check_in_a_fork(path: Path) -> None:
+    """As the reader does, a hundred times faster than by a new process."""
+    with WATCH.paused():
+        child = os.fork()
+    if child == 0:
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(5)
+        touch_all(str(path))
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        raise damaged("HDF5 file", f"signal {os.WTERMSIG(status)}")
 
 
 class Metadata(Target):

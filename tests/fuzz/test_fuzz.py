@@ -46,6 +46,11 @@ FOUND: list[tuple[str, str, Callable[[bytes], bytes]]] = [
     ("readers", "npy", lambda good: good.replace(b"'descr'", b"((((((('")),
     ("readers", "npy", lambda good: good.replace(b"<f4", b"f4," * 1)),
     ("readers", "nc", lambda good: good.replace(b"sensor", b"sensXr")),
+    (
+        "readers",
+        "nc",
+        lambda good: good[: (heap := good.index(b"GCOL") + 16)] + bytes(48) + good[heap + 48 :],
+    ),
     ("readers", "mat73", lambda good: good.replace(b"MATLAB_class", b"MATLAB_clasX")),
     ("readers", "hdr", lambda good: good.replace(b"header offset = 0", b"header offset = -4")),
     ("readers", "hdr", lambda good: good.replace(b"10000", b"0")),

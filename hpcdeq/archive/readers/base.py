@@ -137,7 +137,7 @@ def choose(variables: Sequence[Variable], candidates: Sequence[str], wanted: str
     )
 
 
-def damaged(what: str, error: Exception) -> SceneError:
+def damaged(what: str, error: Exception | str) -> SceneError:
     """Return the error of a file, or a part of it, that its parser makes nothing of."""
     return SceneError(f"truncated or damaged {what} ({shortened(str(error))}); copy it again from its source")
 
@@ -188,7 +188,8 @@ def spectral(bands: int, wavelengths: Said | None, fwhm: Said | None) -> Spectra
         if said is None:
             continue
         values, unit = said.values.astype(np.float64).ravel(), (said.units or "").strip().lower()
-        if values.size != bands or not (np.isfinite(values).all() and (values >= 0).all()):
+        # All 0 is what NetCDF4 leaves in place of a dimension that has no coordinates.
+        if values.size != bands or not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
             notes.append(f"{what} not used: not one positive number for each of {bands} bands")
             continue
         if unit in ("", "unknown"):

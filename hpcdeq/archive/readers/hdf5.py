@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -29,6 +32,8 @@ from hpcdeq.errors import SceneError
 from hpcdeq.tiling import Window
 
 _MATLAB_BLOCK = b"MATLAB 7.3 MAT-file"
+_TRIAL = Path(__file__).with_name("hdf5_trial.py")
+_TRIAL_SECONDS = 120.0
 _CACHE_BYTES = 64 << 20  # chunks that neighbouring windows share are decoded once
 _BAND = {*WAVELENGTH_NAMES, "band", "channel", "channels", "spectral"}
 _ROW = {"y", "lat", "latitude", "row", "rows", "line", "lines", "northing", "downtrack"}
@@ -47,6 +52,7 @@ def open_hdf5(source: Source, selection: Selection) -> Iterator[RawScene]:
     SceneError
         If the file is damaged, refers to other files, or does not hold what was asked for.
     """
+    check_it_comes_back(source.path)
     with ExitStack() as opened:
         try:
             file = opened.enter_context(h5py.File(source.path, "r", rdcc_nbytes=_CACHE_BYTES, locking=False))
@@ -56,6 +62,31 @@ def open_hdf5(source: Source, selection: Selection) -> Iterator[RawScene]:
         except Exception as error:  # h5py meets damage with whatever error comes first
             raise damaged("HDF5 file", error) from error
         yield scene
+
+
+def check_it_comes_back(path: Path) -> None:
+    """See in another process that the HDF5 library neither hangs nor crashes at a file: in this one nothing would help.
+
+    Raises
+    ------
+    SceneError
+        If it does.
+    """
+    try:
+        done = subprocess.run(
+            [sys.executable, "-P", str(_TRIAL), str(path.resolve())],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=_TRIAL_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise damaged(
+            "HDF5 file", f"the HDF5 library does not come back from it in {_TRIAL_SECONDS:g} s"
+        ) from error
+    if done.returncode < 0:
+        raise damaged("HDF5 file", f"the HDF5 library crashes at it, with signal {-done.returncode}")
 
 
 def _open(file: h5py.File, source: Source, selection: Selection) -> RawScene:

@@ -11,7 +11,7 @@ import pytest
 import rawfiles
 
 from hpcdeq.archive import open_archive
-from hpcdeq.archive.readers import find
+from hpcdeq.archive.readers import find, hdf5
 
 GOOD = rawfiles.cube(31, 20, 20, seed=9)
 
@@ -282,6 +282,36 @@ def test_a_bad_scene_is_one_line_and_the_good_one_is_ingested(make, raw, hpcdeq,
     assert archive.names() == ["good"]
     np.testing.assert_array_equal(archive["good"].radiance[...], GOOD)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["A", "raw"], "nothing is left beside the archive"
+
+
+def test_a_file_that_the_hdf5_library_never_comes_back_from(raw, hpcdeq, tmp_path, monkeypatch):
+    monkeypatch.setattr(hdf5, "_TRIAL_SECONDS", 3.0)
+    rawfiles.png_folder(raw / "good", GOOD)
+    path = rawfiles.netcdf4(raw / "bad.nc", rawfiles.cube())
+    content = bytearray(path.read_bytes())
+    heap = content.index(b"GCOL") + 16  # its first object: number, references, size
+    content[heap : heap + 48] = bytes(48)  # as where a block of the file was lost
+    path.write_bytes(content)
+    ran = hpcdeq("ingest", raw, "--archive", tmp_path / "A")
+    assert (
+        "failed bad: truncated or damaged HDF5 file (the HDF5 library does not come back from it in 3 s)"
+        in ran.err
+    )
+    assert ran.code == 3
+    assert open_archive(tmp_path / "A").names() == ["good"]
+
+
+def test_a_file_that_the_hdf5_library_crashes_at(raw, hpcdeq, tmp_path, monkeypatch):
+    crash = tmp_path / "crash.py"
+    crash.write_text("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)")
+    monkeypatch.setattr(hdf5, "_TRIAL", crash)
+    rawfiles.matlab73(raw / "bad.mat", rawfiles.cube())
+    ran = hpcdeq("ingest", raw, "--archive", tmp_path / "A")
+    assert (
+        "failed bad: truncated or damaged HDF5 file (the HDF5 library crashes at it, with signal 11)"
+        in ran.err
+    )
+    assert ran.code == 3
 
 
 def test_wrong_variable_lists_what_exists(raw, hpcdeq, tmp_path):

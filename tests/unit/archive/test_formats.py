@@ -137,6 +137,7 @@ def test_netcdf4_dimensions_tell_the_axes(raw, take, dims):
     scene = take(rawfiles.netcdf4(raw / "s.nc", values.transpose(["byx".index(a) for a in axes]), dims))
     same(scene, values)
     assert scene.attributes["source_format"] == "NetCDF4"
+    assert scene.wavelengths is None  # a dimension without coordinates holds zeros
 
 
 def test_netcdf4_fill_value_and_wavelengths_of_a_group(raw, take):

@@ -42,7 +42,7 @@ from hpcdeq.inference import (
 )
 from hpcdeq.inference.ledger import Complete, Ledger, Record
 from hpcdeq.inference.output import Output
-from hpcdeq.inference.plan import ScenePlan, Unit, share_of
+from hpcdeq.inference.plan import Unit, share_of
 from hpcdeq.inference.tiles import Convergence
 from hpcdeq.models import save_model
 from hpcdeq.tiling import Window
@@ -337,25 +337,29 @@ def test_noise_that_the_model_was_not_trained_for_is_remarked(tmp_path: Path) ->
     np.testing.assert_allclose(255 * np.asarray(bands), 50, rtol=0.1)
 
 
+@pytest.mark.parametrize("meanwhile", ["write", "finish"])
 def test_a_worker_of_an_older_plan_does_not_publish(
-    archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    meanwhile: str, archive: Archive, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a copy that was lost from sight: it comes back when the archive was denoised otherwise meanwhile."""
     out, newer = tmp_path / "out.zarr", DenoiseSettings(device="cpu", iterations=1)
     denoise_archive(archive, model_folder, tmp_path / "expected.zarr", newer)
     plan_archive(archive, model_folder, out, SETTINGS)
-    original, slept = Output.finish, []
+    original, slept = getattr(Output, meanwhile), []
 
-    def finish(output: Output, scene: ScenePlan) -> object:
+    def late(*arguments: object) -> object:
         if not slept:
             slept.append(True)
             denoise_archive(archive, model_folder, out, newer)
-        return original(output, scene)
+        return original(*arguments)
 
-    monkeypatch.setattr(Output, "finish", finish)
+    monkeypatch.setattr(Output, meanwhile, late)
     with pytest.raises(FencedError, match="another plan was made"):
         denoise_share(out)
     assert bytes_of(out) == bytes_of(tmp_path / "expected.zarr")
+    ledger = Ledger(Archive(out))
+    recorded = {path.name for path in (ledger.folder / "units").glob("*/*")}
+    assert recorded <= {plan.fingerprint for plan in ledger.job().scenes}
     denoise_archive(archive, model_folder, out, newer)
     assert nothing_is_left_over(out)
 
