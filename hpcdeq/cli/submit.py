@@ -79,9 +79,10 @@ def train(
         result(sbatch_text(request, folder).rstrip())
         return
     from hpcdeq.training.job import train_job
-    from hpcdeq.training.start import check_batch_norm
+    from hpcdeq.training.start import check_before
 
-    check_batch_norm(resolved, request.nodes * request.tasks)
+    if "dependency" not in request.slurm:  # else what it names may be made by the job before
+        check_before(resolved, request.nodes * request.tasks)
     plain = resolved.model_dump(mode="json")
     if job.cluster == Cluster.DEBUG:
         result(train_job(plain))

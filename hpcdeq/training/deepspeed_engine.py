@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import importlib.util
 import logging
 import math
 import os
@@ -220,14 +221,19 @@ def _settings(kind: DeepSpeedConfig, clip: float) -> dict[str, Any]:
     }
 
 
+def check_installed() -> None:
+    """Raise MissingExtraError if deepspeed is not installed."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MissingExtraError("deepspeed", "deepspeed", "training.engine.kind=deepspeed")
+
+
 def _import_deepspeed(device: torch.device) -> Any:
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))  # it insists
     if device.type == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"
-    try:
-        import deepspeed
-    except ImportError as error:
-        raise MissingExtraError("deepspeed", "deepspeed", "training.engine.kind=deepspeed") from error
+    check_installed()
+    import deepspeed
+
     deepspeed.utils.logger.setLevel(logging.ERROR)  # it speaks on stdout
     # Of its use of torch, which is no business of ours.
     warnings.filterwarnings("ignore", r"`torch\.distributed\.", FutureWarning)

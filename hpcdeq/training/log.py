@@ -10,6 +10,8 @@ from typing import Any
 from hpcdeq.errors import MissingExtraError
 from hpcdeq.training.checkpoints import check_attempt
 
+RECORD = "metrics.jsonl"  # in the folder of a run
+
 
 class RunLog:
     """Appends one JSON object a line to ``metrics.jsonl``.
@@ -32,8 +34,8 @@ class RunLog:
     """
 
     def __init__(self, run: Path, attempt: Path, after: int, tensorboard: bool) -> None:
-        path = run / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["batches"] <= after]
+        path = run / RECORD
+        kept = [line for line in whole_lines(path) if json.loads(line)["batches"] <= after]
         # A phase begins with a validation, in a line that has as many batches as the checkpoint of the phase before.
         self._there = {_subject(json.loads(line)) for line in kept}
         aside = attempt / path.name
@@ -70,8 +72,8 @@ def _subject(line: Mapping[str, Any]) -> tuple[Any, ...]:
     return line["batches"], line.get("phase"), line.get("step"), "loss" in line
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Lines of the file; a kill may have cut the last one."""
+def whole_lines(path: Path) -> list[str]:
+    """Lines of a record, none if there is none; a kill may have cut the last one."""
     if not path.exists():
         return []
     return [

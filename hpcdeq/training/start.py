@@ -19,7 +19,7 @@ from hpcdeq.models import (
     read_card,
     read_dictionary_card,
 )
-from hpcdeq.training import data
+from hpcdeq.training import data, deepspeed_engine
 
 # What does not change what is learnt, beside the length.
 _MAY_CHANGE: Any = {
@@ -56,16 +56,48 @@ def check_batch_norm(config: TrainConfig, processes: int) -> None:
         )
 
 
+def check_before(config: TrainConfig, processes: int) -> None:
+    """See whether a run would find what it names, before it is queued. Nothing is written.
+
+    Raises
+    ------
+    HpcdeqError
+        What the run would fail with.
+    """
+    check_batch_norm(config, processes)
+    check_same_run(config)
+    scenes, _ = data.split(config)
+    if config.training.start_from is not None:
+        first_model(config, scenes, config.run)
+    elif isinstance(config.dictionary, Path):
+        _new_model(config, data.dictionary_of(config, scenes, config.run))
+    if isinstance(config.training.engine, DeepSpeedConfig):
+        deepspeed_engine.check_installed()
+
+
 def open_run(config: TrainConfig) -> Path:
-    """Make the run's folder, or check that it is a run of this configuration."""
+    """Make the run's folder, or check that it is a run of this configuration; what may have changed of it is noted."""
+    check_same_run(config)
+    config.run.mkdir(parents=True, exist_ok=True)
+    resolved = config.run / "config.yaml"
+    aside = resolved.with_suffix(".tmp")
+    aside.write_text(dump_yaml(config))
+    aside.replace(resolved)
+    return config.run
+
+
+def check_same_run(config: TrainConfig) -> None:
+    """Check that the run's folder holds no run of another configuration.
+
+    Raises
+    ------
+    ConfigError
+        If it does.
+    """
     resolved = config.run / "config.yaml"
     # One in which nothing was begun, as a path was wrong, may be given other settings.
-    if not resolved.is_file() or [path.name for path in config.run.iterdir()] == ["config.yaml"]:
-        config.run.mkdir(parents=True, exist_ok=True)
-        aside = resolved.with_suffix(".tmp")
-        aside.write_text(dump_yaml(config))
-        aside.replace(resolved)
-        return config.run
+    if not resolved.is_file() or {path.name for path in config.run.iterdir()} <= {"config.yaml", "jobs"}:
+        return
     old, new = (
         c.model_dump(mode="json", exclude=_MAY_CHANGE) for c in (load_train_config(resolved, []), config)
     )
@@ -75,7 +107,6 @@ def open_run(config: TrainConfig) -> Path:
             f"{config.run} is a run with another configuration: {', '.join(changed)} differ from {resolved}; "
             "choose another folder with run=FOLDER, or remove it to start over"
         )
-    return config.run
 
 
 def learnt_from(config: TrainConfig, scenes: list[Scene]) -> Identities:

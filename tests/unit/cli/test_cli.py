@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from hpcdeq.archive import Archive
 from hpcdeq.cli import main
@@ -154,8 +155,44 @@ def test_a_run_whose_first_command_had_a_wrong_path_may_be_begun_otherwise(tmp_p
 
     first, second = (load_train_config(None, [f"data.train={a}", f"run={tmp_path}"]) for a in ("a", "b"))
     open_run(first)
+    (tmp_path / "jobs").mkdir()  # as of one that was submitted
     open_run(second)
     (tmp_path / "dictionary.safetensors").touch()
     open_run(second)
     with pytest.raises(ConfigError, match="is a run with another configuration: data differ"):
         open_run(first)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("data.train={tmp}/no.zarr", "error: no archive at {tmp}/no.zarr"),
+        ("data.split={tmp}/no.json", "error: "),
+        ("training.start_from={tmp}/no", "error: no model.json in {tmp}/no"),
+        ("training.start_from=du-fast", "error: training.start_from: "),  # 31 bands
+        ("dictionary={tmp}/no.safetensors", "error: "),
+        ("model.support.size=7", "error: model: support.size must be below the number of bands (7)"),
+    ],
+)
+def test_a_training_that_could_not_begin_is_not_submitted(
+    archive: Archive, tmp_path: Path, change: str, line: str
+) -> None:
+    from hpcdeq.models import save_dictionary
+
+    save_dictionary(torch.nn.functional.normalize(torch.randn(7, 20), dim=0), tmp_path / "d.safetensors", {})
+    words = [f"data.train={archive.path}", f"run={tmp_path}/r", f"dictionary={tmp_path}/d.safetensors"]
+    done = run("submit", "train", *words, change.format(tmp=tmp_path), "--time", "5")
+    assert line.format(tmp=tmp_path) in done.stderr
+    assert done.returncode in (1, 2)
+    assert "SLURM" not in done.stderr
+    assert not (tmp_path / "r").exists()
+
+
+def test_the_status_of_a_training(tmp_path: Path) -> None:
+    from hpcdeq.config import load_train_config
+    from hpcdeq.training.start import open_run
+
+    open_run(load_train_config(None, ["data.train=a", f"run={tmp_path}"]))
+    assert run("status", tmp_path).stdout == "no step is recorded yet\n"
+    assert '"finished": false' in run("status", tmp_path, "--json").stdout
+    assert "is a training run; leave it out" in run("status", tmp_path, "--html", "p.html").stderr
