@@ -135,8 +135,11 @@ def read_card(folder: Path) -> dict[str, Any]:
     folder = find(folder)
     for name in (CARD, WEIGHTS):
         if not (folder / name).is_file():
+            inside = folder / "model"
             raise ModelFileError(
-                f"no {name} in {folder}; a model is a folder with {WEIGHTS} and {CARD}, as train writes it, "
+                f"no {name} in {folder}; it is the folder of a run, whose model is {inside}"
+                if (inside / CARD).is_file()
+                else f"no {name} in {folder}; a model is a folder with {WEIGHTS} and {CARD}, as train writes it, "
                 f"or one that comes along: {', '.join(names())}"
             )
     try:

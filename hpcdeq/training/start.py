@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,14 +100,27 @@ def check_same_run(config: TrainConfig) -> None:
     if not resolved.is_file() or {path.name for path in config.run.iterdir()} <= {"config.yaml", "jobs"}:
         return
     old, new = (
-        c.model_dump(mode="json", exclude=_MAY_CHANGE) for c in (load_train_config(resolved, []), config)
+        dict(_leaves(c.model_dump(mode="json", exclude=_MAY_CHANGE)))
+        for c in (load_train_config(resolved, []), config)
     )
-    changed = [key for key in new if old[key] != new[key]]
+    changed = [
+        f"{key} was {old.get(key)}, is {new.get(key)}"
+        for key in sorted(old | new)
+        if old.get(key) != new.get(key)
+    ]
     if changed:
         raise ConfigError(
-            f"{config.run} is a run with another configuration: {', '.join(changed)} differ from {resolved}; "
+            f"{config.run} is a run with another configuration ({'; '.join(changed)}); "
             "choose another folder with run=FOLDER, or remove it to start over"
         )
+
+
+def _leaves(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{before}{key}.")
+        else:
+            yield f"{before}{key}", value
 
 
 def learnt_from(config: TrainConfig, scenes: list[Scene]) -> Identities:

@@ -40,7 +40,7 @@ class TrainingStatus:
 
     @property
     def seconds_left(self) -> float | None:
-        """Of the phase, at the rate of the last steps; None if that is not known."""
+        """Of this phase, at the rate of the last steps; None if that is not known."""
         if self.finished:
             return 0.0
         if self.steps is None or self.step is None or self.step_seconds is None:
@@ -62,8 +62,9 @@ class TrainingStatus:
             return ", ".join([*parts, "finished"])
         if self.step_seconds is not None:
             parts.append(f"{self.step_seconds:.2g} s a step")
-        left = self.seconds_left
-        parts.append("time left unknown" if left is None else f"{left / 60:.0f} min of this phase left")
+        if (left := self.seconds_left) is not None:
+            time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
+            parts.append(f"{time_left} of {self.phase} left")
         return ", ".join([*parts, f"last heard of {self.written_seconds_ago:.0f} s ago"])
 
 

@@ -159,7 +159,7 @@ def test_a_run_whose_first_command_had_a_wrong_path_may_be_begun_otherwise(tmp_p
     open_run(second)
     (tmp_path / "dictionary.safetensors").touch()
     open_run(second)
-    with pytest.raises(ConfigError, match="is a run with another configuration: data differ"):
+    with pytest.raises(ConfigError, match=r"is a run with another configuration \(data.train was b, is a\)"):
         open_run(first)
 
 
@@ -196,3 +196,12 @@ def test_the_status_of_a_training(tmp_path: Path) -> None:
     assert run("status", tmp_path).stdout == "no step is recorded yet\n"
     assert '"finished": false' in run("status", tmp_path, "--json").stdout
     assert "is a training run; leave it out" in run("status", tmp_path, "--html", "p.html").stderr
+
+
+def test_the_folder_of_a_run_in_place_of_its_model(archive: Archive, tmp_path: Path) -> None:
+    (tmp_path / "run" / "model").mkdir(parents=True)
+    (tmp_path / "run" / "model" / "model.json").touch()
+    done = run("denoise", archive.path, "--model", tmp_path / "run", "--out", tmp_path / "o")
+    assert (
+        f"in {tmp_path}/run; it is the folder of a run, whose model is {tmp_path}/run/model\n" in done.stderr
+    )

@@ -273,7 +273,7 @@ def test_another_configuration_in_the_same_folder_is_refused_but_more_steps_are_
     archive: Archive, tmp_path: Path
 ) -> None:
     train(config(archive, tmp_path / "run"))
-    with pytest.raises(ConfigError, match="another configuration: seed differ"):
+    with pytest.raises(ConfigError, match=r"another configuration \(seed was 0, is 3\)"):
         train(config(archive, tmp_path / "run", "seed=3"))
     folder = train(config(archive, tmp_path / "run", "training.steps=12"))
     assert json.loads((folder / "model.json").read_text())["provenance"]["config"]["training"]["steps"] == 12
