@@ -135,6 +135,7 @@ def denoise(
     from hpcdeq.cluster.local import check_local, run_local
     from hpcdeq.cluster.submission import sbatch_text
     from hpcdeq.console import result, say
+    from hpcdeq.errors import PartialFailureError
     from hpcdeq.inference import plan_archive
     from hpcdeq.inference.job import check_workers, denoise_job, jobs_folder, see_through, submit_workers
 
@@ -148,7 +149,10 @@ def denoise(
         choose_device(device)
     if job.cluster == Cluster.LOCAL:
         check_local(request, folder)
-    plan_archive(open_archive(archive), model, out, settings, overwrite=overwrite)
+    source = open_archive(archive)
+    failed = plan_archive(source, model, out, settings, overwrite=overwrite)
+    if failed.keys() == set(source.names()):
+        raise PartialFailureError(f"no scene of {archive} can be denoised, and no job was begun")
     if job.cluster == Cluster.DEBUG:
         result(denoise_job(str(out), 0, 1))
     elif job.cluster == Cluster.LOCAL:

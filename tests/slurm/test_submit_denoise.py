@@ -193,6 +193,16 @@ def test_of_a_wrong_request_nothing_is_done_also_to_what_would_be_overwritten(
     assert bytes_of(tmp_path) == before
 
 
+def test_no_job_is_begun_where_no_scene_can_be_denoised(
+    noisy: Archive, tmp_path: Path, fake_slurm: FakeSlurm
+) -> None:
+    done = hpcdeq(*command(tmp_path), "--time", "60", "--model", "du-fast")  # of 31 bands
+    assert done.returncode == 3
+    assert "scene0: 7 bands, but the model knows 31; train one for this sensor\n" in done.stderr
+    assert f"error: no scene of {noisy.path} can be denoised, and no job was begun\n" in done.stderr
+    assert fake_slurm.calls("sbatch") == []
+
+
 @pytest.mark.parametrize("cluster", ["local", "debug"])
 def test_processes_of_this_machine_write_the_same(noisy: Archive, tmp_path: Path, cluster: str) -> None:
     denoise_archive(noisy, tmp_path / "model", tmp_path / "one.zarr", SETTINGS)
