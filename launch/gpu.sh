@@ -25,12 +25,13 @@ cd "$out"
 if [ -f state.tar ] && [ ! -d runs/prior ]; then tar -xf state.tar; fi
 
 keep() { # all that a later call needs: of a finished training its model and its record only
-    local run extra=()
+    local code=$? run extra=()
     for run in runs/*/; do
         if [ -f "${run}model/model.json" ]; then extra+=(--exclude "${run}checkpoints"); fi
     done
     shopt -s nullglob
     tar -cf state.tar.new "${extra[@]}" runs *.txt *.done && mv state.tar.new state.tar # never half of one over a whole one
+    if [ "$code" = 75 ]; then echo "gpu: out of time; call again to go on"; fi
 }
 trap keep EXIT
 
@@ -58,7 +59,6 @@ side_by_side() { # call a function with each name, its output in logs/NAME.log; 
         fi
         if [ "$code" = 0 ] || [ "$code" = 75 ] && [ "$one" != 0 ]; then code=$one; fi
     done
-    if [ "$code" = 75 ]; then echo "gpu: out of time; call again to go on"; fi
     if [ "$code" != 0 ]; then exit "$code"; fi
 }
 

@@ -77,3 +77,9 @@ def test_it_says_how_it_is_called() -> None:
     done = subprocess.run(["bash", str(ROOT / "launch/gpu.sh")], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "bash launch/gpu.sh TRAIN.zarr VAL.zarr OUT" in done.stderr
+
+
+def test_checks_that_outrun_their_time_are_said_to(tmp_path: Path) -> None:
+    done = call(tmp_path / "train.zarr", tmp_path / "val.zarr", tmp_path / "out", 1)
+    assert done.returncode == 75, done.stderr
+    assert done.stdout.endswith("gpu: out of time; call again to go on\n")
