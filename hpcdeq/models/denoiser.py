@@ -213,6 +213,10 @@ class SparseDenoiser(nn.Module):
         """Let a block of the fast map use another number of atoms, below the number of bands: nothing learnt depends on it."""
         self.settings = replace(self.settings, support=replace(self.settings.support, size=size))
 
+    def set_tolerance(self, tolerance: float) -> None:
+        """Solve to another relative residual from now on."""
+        self.settings = replace(self.settings, solver=replace(self.settings.solver, tolerance=tolerance))
+
     @torch.no_grad()
     def after_step(self) -> None:
         """Restore what an optimiser step does not keep: norms of weights and atoms, the bound on b, running averages.

@@ -174,16 +174,22 @@ class Trainer:
         best = self.at.best
         if best is not None:
             self.validated.load_state_dict(self._read(self.run / "checkpoints" / best)["model"])
-        by_support = {}
-        if self.config.model.map == "fast" and PHASES[self.at.phase] == "train":
-            by_support = self.validation.choose_support(self.settings.support_sizes, self.at.phase)
+        tried: dict[str, Any] = {"validation_psnr_by_support_size": {}, "validation_psnr_by_tolerance": {}}
+        if self.config.model.map != "prior" and PHASES[self.at.phase] == "train":
+            if self.config.model.map == "fast":
+                tried["validation_psnr_by_support_size"] = self.validation.choose_support(
+                    self.settings.support_sizes, self.at.phase
+                )
+            tried["validation_psnr_by_tolerance"] = self.validation.choose_tolerance(
+                self.settings.tolerances, self.at.phase
+            )
         folder = self.run / "model"
         written = provenance(self.config, best, self.scenes, asdict(self.at))
 
         def write() -> None:
             checkpoints.check_attempt(self.attempt)
             aside = self.attempt / folder.name
-            save_model(self.validated, aside, written | {"validation_psnr_by_support_size": by_support})
+            save_model(self.validated, aside, written | tried)
             checkpoints.publish(self.attempt, folder.name)
 
         self.team.first(write)

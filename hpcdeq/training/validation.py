@@ -12,6 +12,7 @@ from hpcdeq.console import say
 from hpcdeq.models import SparseDenoiser
 from hpcdeq.training.objective import Objective, outcome_of
 
+_COST_OF_TOLERANCE = 0.02  # dB
 _PROBED_BLOCKS = 4  # the spectral radius is that of the worst of these blocks
 
 
@@ -81,4 +82,22 @@ class Validation:
             + ", ".join(f"{n}: {psnr[n]:.2f}" for n in sorted(psnr))
             + " dB"
         )
+        return psnr
+
+    def choose_tolerance(self, tolerances: Sequence[float], phase: int) -> dict[float, float]:
+        """Let a trained equilibrium model be solved to the largest residual that costs next to nothing; PSNR by residual.
+
+        What training needs, gradients at fixed points, asks for smaller residuals than what comes out does.
+        """
+        trained = self.model.settings.solver.tolerance
+        looser = sorted(t for t in tolerances if t > trained)
+        if trained == 0 or not looser:
+            return {}
+        psnr = {}
+        for tolerance in [trained, *looser]:
+            self.model.set_tolerance(tolerance)
+            psnr[tolerance], _ = self.score(phase)
+        best = max(t for t in psnr if psnr[t] >= psnr[trained] - _COST_OF_TOLERANCE)
+        self.model.set_tolerance(best)
+        say(f"solved to {best:g}: " + ", ".join(f"{t:g}: {psnr[t]:.2f}" for t in psnr) + " dB")
         return psnr

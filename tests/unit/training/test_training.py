@@ -16,7 +16,7 @@ from hpcdeq.config import TrainConfig, load_train_config
 from hpcdeq.errors import ConfigError, PreemptedError, TrainingError
 from hpcdeq.metrics import mpsnr
 from hpcdeq.models import SparseDenoiser, load_model
-from hpcdeq.training import checkpoints, data, export_checkpoint, objective, train
+from hpcdeq.training import checkpoints, data, export_checkpoint, objective, train, validation
 from hpcdeq.training.average import average_of
 from tests.conftest import add_scene, smooth_scene
 from tests.unit.training.kills import Killed, kill_at_step, model_bytes
@@ -248,6 +248,27 @@ def test_the_number_of_atoms_is_the_best_on_the_validation_blocks(archive: Archi
         scene += clean.unbind()
     again = mpsnr(torch.cat(scene, dim=1), torch.cat(denoised, dim=1))
     assert again == pytest.approx(max(psnr.values()), abs=1e-4)
+
+
+@pytest.mark.parametrize("cost", [0.0, 1e9])
+def test_a_model_is_solved_as_loosely_as_costs_nothing(
+    archive: Archive, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cost: float
+) -> None:
+    monkeypatch.setattr(validation, "_COST_OF_TOLERANCE", cost)
+    settings = config(
+        archive,
+        tmp_path / "run",
+        "model.solver.tolerance=1e-6",
+        "model.solver.iterations=30",
+        "training.tolerances=[0.5,1e-9,1e-2]",  # 1e-9 is no looser one
+    )
+    card = json.loads((train(settings) / "model.json").read_text())
+    psnr = {float(t): value for t, value in card["provenance"]["validation_psnr_by_tolerance"].items()}
+    assert sorted(psnr) == [1e-6, 1e-2, 0.5]
+    assert psnr[1e-6] == pytest.approx(card["provenance"]["validation_psnr"])
+    best = max(t for t in psnr if psnr[t] >= psnr[1e-6] - cost)
+    assert load_model(tmp_path / "run/model").settings.solver.tolerance == best
+    assert best == 0.5 or cost == 0.0
 
 
 def test_a_length_may_be_given_in_epochs(archive: Archive, tmp_path: Path) -> None:
