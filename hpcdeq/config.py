@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -180,6 +180,15 @@ def load_train_config(file: Path | None, overrides: Sequence[str]) -> TrainConfi
     except ValidationError as error:
         told = "" if file is None else f"; the config file is {file}"
         raise ConfigError("\n".join(_explain(error)) + told) from error
+
+
+def by_dotted_name(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """Give the values of nested settings, each with its name, such as ``training.lr``."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from by_dotted_name(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value
 
 
 def dump_yaml(config: TrainConfig) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hpcdeq.archive import Scene
-from hpcdeq.config import DeepSpeedConfig, TrainConfig, dump_yaml, load_train_config
+from hpcdeq.config import DeepSpeedConfig, TrainConfig, by_dotted_name, dump_yaml, load_train_config
 from hpcdeq.errors import ConfigError
 from hpcdeq.models import (
     Identities,
@@ -100,7 +99,7 @@ def check_same_run(config: TrainConfig) -> None:
     if not resolved.is_file() or {path.name for path in config.run.iterdir()} <= {"config.yaml", "jobs"}:
         return
     old, new = (
-        dict(_leaves(c.model_dump(mode="json", exclude=_MAY_CHANGE)))
+        dict(by_dotted_name(c.model_dump(mode="json", exclude=_MAY_CHANGE)))
         for c in (load_train_config(resolved, []), config)
     )
     changed = [
@@ -113,14 +112,6 @@ def check_same_run(config: TrainConfig) -> None:
             f"{config.run} is a run with another configuration ({'; '.join(changed)}); "
             "choose another folder with run=FOLDER, or remove it to start over"
         )
-
-
-def _leaves(tree: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{before}{key}.")
-        else:
-            yield f"{before}{key}", value
 
 
 def learnt_from(config: TrainConfig, scenes: list[Scene]) -> Identities:

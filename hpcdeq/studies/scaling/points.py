@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-from hpcdeq.config import TrainConfig, load_train_config
+from hpcdeq.config import TrainConfig, by_dotted_name, load_train_config
 from hpcdeq.errors import ConfigError
 from hpcdeq.models.files import read_card
 from hpcdeq.studies.scaling.results import Mode, Work
@@ -96,7 +96,7 @@ class Point:
     @property
     def settings(self) -> dict[str, Any]:
         """All that was asked for beside size and load, by dotted names."""
-        told = dict(_flat({"what": self.what, "where": self.where}))
+        told = dict(by_dotted_name({"what": self.what, "where": self.where}))
         return {name.partition(".")[2]: v for name, v in told.items() if name not in _LOADS_AND_PLACES}
 
     def __str__(self) -> str:
@@ -104,14 +104,6 @@ class Point:
 
 
 _LOADS_AND_PLACES = ("what.config.data.batch", "what.config.run", "what.scenes")
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
 
 
 def sizes_of(text: str) -> list[Size]:
