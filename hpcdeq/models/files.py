@@ -135,13 +135,7 @@ def read_card(folder: Path) -> dict[str, Any]:
     folder = find(folder)
     for name in (CARD, WEIGHTS):
         if not (folder / name).is_file():
-            inside = folder / "model"
-            raise ModelFileError(
-                f"no {name} in {folder}; it is the folder of a run, whose model is {inside}"
-                if (inside / CARD).is_file()
-                else f"no {name} in {folder}; a model is a folder with {WEIGHTS} and {CARD}, as train writes it, "
-                f"or one that comes along: {', '.join(names())}"
-            )
+            raise ModelFileError(f"no {name} in {folder}; {_meant(folder)}")
     try:
         card: dict[str, Any] = read_json(folder / CARD)
         format_, version, wanted = card["format"], card["version"], card["weights_sha256"]
@@ -161,6 +155,16 @@ def read_card(folder: Path) -> dict[str, Any]:
             f"{folder / WEIGHTS} is damaged or not the one {CARD} was written for: its sha256 differs"
         )
     return card
+
+
+def _meant(folder: Path) -> str:
+    """Say what to give in place of a folder that is no model."""
+    if (folder / "model" / CARD).is_file():
+        return f"it is the folder of a run, whose model is {folder / 'model'}"
+    return (
+        f"a model is a folder with {WEIGHTS} and {CARD}, as train writes it, "
+        f"or one that comes along: {', '.join(names())}"
+    )
 
 
 def learnt_scenes(provenance: dict[str, Any]) -> Identities:

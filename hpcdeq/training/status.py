@@ -93,13 +93,14 @@ def training_status(run: Path) -> TrainingStatus:
     if not lines:
         return TrainingStatus(finished=finished)
     phase, step = lines[-1]["phase"], lines[-1]["step"]
+    last = phase == "train" or settings.steps == 0
     steps = settings.steps if phase == "train" else settings.pretrain_steps
     of_phase = [line for line in lines if line["phase"] == phase]
     taken = [line for line in of_phase if "loss" in line]
     scored = [line for line in of_phase if "validation_psnr" in line]
     times = sorted(line["step_seconds"] for line in taken[-_RECENT_LINES:])
     return TrainingStatus(
-        finished=finished and phase == "train" and (not isinstance(steps, int) or step >= steps),
+        finished=finished and last and (not isinstance(steps, int) or step >= steps),
         phase=phase,
         step=step,
         steps=steps if isinstance(steps, int) else None,

@@ -53,3 +53,9 @@ def test_what_a_kill_has_cut_of_the_record_is_left_out(archive: Archive, tmp_pat
     now = training_status(tmp_path / "run")
     assert now.phase == "train"
     assert now.steps is None
+
+
+def test_a_prior_alone_is_finished_after_its_only_phase(archive: Archive, tmp_path: Path) -> None:
+    train(config(archive, tmp_path / "run", "model.map=prior", "training.steps=0"))
+    now = training_status(tmp_path / "run")
+    assert (now.phase, now.step, now.finished) == ("pretrain", 7, True)
