@@ -45,6 +45,15 @@ def free_port() -> int:
         return int(free.getsockname()[1])
 
 
+def alone() -> dict[str, str]:
+    """The environment of processes that meet on this host, without what a launcher around the tests has told them."""
+    known = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    kept = {
+        k: v for k, v in os.environ.items() if k not in known and not k.startswith(("SLURM_", "OMPI_", "PMI"))
+    }
+    return kept | {"GLOO_SOCKET_IFNAME": "lo"}  # the host's name may lead nowhere, as in some containers
+
+
 def smooth_scene(seed: int, bands: int, height: int, width: int) -> np.ndarray:
     """A scene in [0, 1] with smooth spectra and some edges, float32 (band, y, x)."""
     rng = np.random.default_rng(seed)

@@ -156,13 +156,16 @@ def _is_of_exchange(error: RuntimeError) -> bool:
 
 
 def _meet_through_mpi() -> tuple[str, int]:
-    """Host and a free port of rank 0, told to all by MPI."""
+    """Host and a free port of rank 0, told to all by MPI; on one machine no name has to be resolved."""
     world = mpi_world()
+    host = socket.gethostname()
+    if set(world.allgather(host)) == {host}:
+        host = "127.0.0.1"
     chosen: tuple[str, int] | None = None
     if world.Get_rank() == 0:
         with socket.socket() as free:
             free.bind(("", 0))
-            chosen = socket.gethostname(), free.getsockname()[1]
+            chosen = host, free.getsockname()[1]
     told: tuple[str, int] = world.bcast(chosen)
     return told
 

@@ -19,7 +19,7 @@ from hpcdeq.cluster.group import Team, process_group
 from hpcdeq.cluster.ranks import place_of
 from hpcdeq.sparse import KSvdSettings, ksvd, learn_dictionary
 from hpcdeq.training.shared_ksvd import learn_shared
-from tests.conftest import free_port
+from tests.conftest import alone, free_port
 
 PYTHON = Path(sys.executable)
 
@@ -107,13 +107,6 @@ def test_parts_follow_each_other_and_are_nearly_equal(count: int, world: int) ->
     assert [thing for part in parts for thing in part] == things
     lengths = [len(part) for part in parts]
     assert max(lengths) - min(lengths) <= 1
-
-
-def alone() -> dict[str, str]:
-    known = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    return {
-        k: v for k, v in os.environ.items() if k not in known and not k.startswith(("SLURM_", "OMPI_", "PMI"))
-    }
 
 
 def command(archive: Archive, out: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import subprocess
@@ -19,7 +18,7 @@ from torch import Tensor
 
 from hpcdeq.archive import open_archive
 from hpcdeq.training import checkpoints
-from tests.conftest import add_scene, free_port, smooth_scene
+from tests.conftest import add_scene, alone, free_port, smooth_scene
 
 SETTINGS = [
     "model.block=24",
@@ -67,7 +66,7 @@ def begin(
     return [
         subprocess.Popen(
             command,
-            env=os.environ
+            env=alone()
             | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
             | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,

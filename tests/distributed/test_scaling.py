@@ -22,7 +22,8 @@ from hpcdeq.studies.scaling.results import SHARES, Result
 from hpcdeq.studies.scaling.study import Study, measure
 from hpcdeq.timing import measuring
 from hpcdeq.training.loop import Trainer
-from tests.distributed.test_dictionary import alone, mpirun
+from tests.conftest import alone
+from tests.distributed.test_dictionary import mpirun
 from tests.unit.inference.test_denoise import small_model
 
 SETTINGS = [
@@ -284,7 +285,7 @@ def test_steps_that_cannot_be_taken_are_not_measured(
         return "not finite"
 
     monkeypatch.setattr(Trainer, "step", step)
-    for name in alone().keys() ^ os.environ.keys():
+    for name in os.environ.keys() - alone().keys():
         monkeypatch.delenv(name)
     settings = [f"data.train={archive.path}", *SETTINGS]
     points = train_points([], settings, ["ddp"], [], sizes_of("1x1"), ("strong",), Effort())

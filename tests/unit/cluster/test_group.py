@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import free_port
+from tests.conftest import alone, free_port
 
 PYTHON = Path(sys.executable)
 DOCTOR = ["-m", "hpcdeq", "doctor", "--json"]
@@ -21,13 +21,6 @@ def processes(answer: str) -> dict[str, str]:
     """The finding about processes; only one of them must have spoken."""
     (finding,) = [f for f in json.loads(answer) if f["name"] == "processes"]
     return finding
-
-
-def alone() -> dict[str, str]:
-    known = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    return {
-        k: v for k, v in os.environ.items() if k not in known and not k.startswith(("SLURM_", "OMPI_", "PMI"))
-    }
 
 
 def test_torchrun(tmp_path: Path) -> None:
