@@ -6,6 +6,7 @@ import bisect
 import contextlib
 import heapq
 import queue
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -363,4 +364,7 @@ def _ahead(produce: Callable[[], Iterator[T]]) -> Generator[T]:
             yield item
     finally:
         stopped.set()
-        thread.join()
+        if (
+            not sys.is_finalizing()
+        ):  # then it stands still already, and Python 3.13 would wait for it for ever
+            thread.join()

@@ -6,7 +6,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -152,8 +153,7 @@ class Trainer:
         steps = self.steps(phase)
         if self.at.best is None:
             self._validate()  # how the phase begins; and there is a checkpoint to fall back on
-        with Bar(PHASES[phase], steps, self.at.step) as bar:
-            batches = self.batches()
+        with Bar(PHASES[phase], steps, self.at.step) as bar, closing(self.batches()) as batches:
             while self.at.step < steps:
                 note = self.step(*next(batches))
                 bar.done = self.at.step  # a roll-back goes back
@@ -202,8 +202,11 @@ class Trainer:
             return length
         return int(length.split()[0]) * self.stream.batches_per_epoch
 
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, int, float]]:
-        """This process's part of the batches from where the run stands: clean, noisy, blocks of the whole, seconds waited."""
+    def batches(self) -> Generator[tuple[Tensor, Tensor, int, float]]:
+        """This process's part of the batches from where the run stands: clean, noisy, blocks of the whole, seconds waited.
+
+        Endless; close it, as threads read ahead for it.
+        """
         device = self.team.device
         loader = iter(data.torch_loader(self.stream, self.at.batches, pin=device.type == "cuda"))
         while True:

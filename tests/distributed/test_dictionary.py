@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import astuple
 from pathlib import Path
 
@@ -79,6 +80,16 @@ def in_each(rank: int, world: int, port: int, folder: Path, other_cpu: bool) -> 
     torch.save(learnt, folder / f"{rank}.pt")
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As the processes have: some builds of torch round otherwise with more."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("world", [2, 3])
 def test_all_processes_get_the_bytes_of_one(world: int, tmp_path: Path) -> None:
     spawn(in_each, (world, free_port(), tmp_path, False), nprocs=world)
@@ -92,6 +103,7 @@ def test_all_processes_get_the_bytes_of_one(world: int, tmp_path: Path) -> None:
             assert errors == pytest.approx(alone.errors, rel=1e-12), name  # sums by several threads
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_where_others_round_differently_the_first_process_still_gets_the_bytes_of_one(tmp_path: Path) -> None:
     spawn(in_each, (2, free_port(), tmp_path, True), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))

@@ -7,7 +7,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -69,9 +69,8 @@ def measure_training(
     check_batch_norm(config, team.world_size)
     effort, exchanged = point.effort, listen()
     trainer = Trainer(config, scratch, team)
-    try:
+    with closing(trainer), closing(trainer.batches()) as batches:
         trainer.enter(0 if config.model.map == "prior" else 1)
-        batches = trainer.batches()
 
         def take(steps: int) -> None:
             for _ in range(steps):
@@ -97,8 +96,6 @@ def measure_training(
         if trace is not None:
             with _traced(trace if team.leads else None):
                 take(1)
-    finally:
-        trainer.close()
     through_mpi, no_mpi = mpi_all_reduces(team)
     return {
         "bands": trainer.model.bands,

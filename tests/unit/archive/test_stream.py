@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -224,3 +226,20 @@ def test_the_blocks_of_a_bad_shard_are_left_out_and_named_and_nothing_else_chang
         assert np.array_equal(after.noisy, before.noisy[good])
         assert after.planned == before.planned == len(blocks)
     assert sum(len(b.clean) for b in rest) < sum(len(b.clean) for b in whole)
+
+
+def test_a_process_that_leaves_an_iterator_open_ends(tmp_path: Path) -> None:
+    """From Python 3.13 on a thread that reads ahead stands still at the end, and waiting for it would be for ever."""
+    archive = open_archive(tmp_path / "large.zarr", create=True)
+    add_scene(archive, "scene", smooth_scene(0, 7, 300, 300))  # more than is read ahead
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from hpcdeq.archive import open_archive\n"
+        "from hpcdeq.archive.stream import PatchStream\n"
+        "from hpcdeq.noise import Gaussian\n"
+        "scenes = open_archive(Path(sys.argv[1])).scenes()\n"
+        "batches = PatchStream(scenes, block=24, batch=2, seed=0, degradation=Gaussian(sigma=10)).batches(0)\n"
+        "next(batches)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, archive.path], timeout=60, check=False)
+    assert done.returncode == 0
