@@ -114,7 +114,7 @@ class TrainingConfig(_Section):
     support_sizes: tuple[Annotated[int, Field(ge=1)], ...] = (3, 4, 5, 6, 8, 10, 12, 16)
     """Numbers of atoms a block that the trained fast map is tried with on the validation blocks, beside the one it was trained
     with; the best one is written into the model. Empty keeps that of training."""
-    tolerances: tuple[Annotated[float, Field(gt=0)], ...] = (3e-4, 1e-3)
+    tolerances: tuple[Annotated[float, Field(gt=0)], ...] = (3e-4,)
     """Residuals to which the trained equilibrium model is tried to be solved on the validation blocks, where they are larger than
     that of its training, ``model.solver.tolerance``; the largest that costs less than 0.02 dB is written into the model, which is
     faster so. Empty keeps that of training."""

@@ -134,8 +134,13 @@ ENVIRONMENT
 
 head_is_up() {
     [ -e "$lab/run/head.ready" ] && return
-    machine_pid head >/dev/null || die "the controller ended: $(tail -n 3 "$lab/log/head.out")"
-    return 1
+    machine_pid head >/dev/null && return 1
+    if grep -q "slurmdbd: fatal: _check_mysql_concat_is_sane" "$lab/log/head.out"; then # Debian 13: 24.11.5 and 11.8.9
+        trap - EXIT
+        end_all
+        cannot "slurmdbd and MariaDB of this distribution do not understand each other: $(dpkg-query -W slurmdbd libmariadb3 | tr '\t\n' '  ')"
+    fi
+    die "the controller ended: $(tail -n 3 "$lab/log/head.out")"
 }
 
 nodes_are_up() { # NODES
