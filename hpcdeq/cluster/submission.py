@@ -163,7 +163,7 @@ def submit_each(
             except SubmissionError as error:
                 if not jobs:
                     raise
-                raise SubmissionError(f"{error}; {_take_back(jobs)}") from error
+                raise SubmissionError(f"{_take_back(jobs)}; {error}") from error
     return [Submitted(job.job_id, job.paths.stdout, job.paths.submission_file) for job in jobs]
 
 
@@ -187,8 +187,10 @@ def _take_back(jobs: Sequence[Any]) -> str:
     taken = sorted({job.job_id.partition("_")[0] for job in jobs})
     code, words = ask("scancel", *taken)
     if code != 0:
-        return f"it took the others, and they could not be ended: scancel {' '.join(taken)}: {words}"
-    return f"the jobs that it took before are ended again: {', '.join(taken)}"
+        return (
+            f"sbatch took some of the jobs, and they could not be ended: scancel {' '.join(taken)}: {words}"
+        )
+    return f"the jobs that sbatch took before are ended again: {', '.join(taken)}"
 
 
 def _arrays(jobs: int, parallel: int) -> int:

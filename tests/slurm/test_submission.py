@@ -157,7 +157,8 @@ def test_of_several_arrays_all_are_taken_or_none(fake_slurm: FakeSlurm, tmp_path
     number_the_jobs(fake_slurm, most=2)
     items = [(str(i),) for i in range(25)]
     with pytest.raises(
-        SubmissionError, match="submit limit; the jobs that it took before are ended again: 1, 2"
+        SubmissionError,
+        match="the jobs that sbatch took before are ended again: 1, 2; sbatch did not take the job: submit limit",
     ):
         submit_each(request, folder, jobs.meet, items, parallel=25)
     assert fake_slurm.calls("scancel") == ["1 2"]
