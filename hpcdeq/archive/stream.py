@@ -364,7 +364,6 @@ def _ahead(produce: Callable[[], Iterator[T]]) -> Generator[T]:
             yield item
     finally:
         stopped.set()
-        if (
-            not sys.is_finalizing()
-        ):  # then it stands still already, and Python 3.13 would wait for it for ever
+        # At the end of the interpreter it stands still already, and Python 3.13 would wait for it for ever.
+        if not sys.is_finalizing():
             thread.join()

@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from hpcdeq.archive import Archive
+from hpcdeq.console import duration
 from hpcdeq.errors import ModelFileError
 from hpcdeq.inference.ledger import Job, Ledger
 from hpcdeq.inference.plan import ScenePlan
@@ -168,9 +169,7 @@ class Status:
             return "nothing left to do"
         if seconds is None:
             return "time left unknown"
-        if seconds < 120:
-            return f"{seconds:.0f} s left"
-        return f"{seconds / 60:.0f} min left" if seconds < 2 * 3600 else f"{seconds / 3600:.1f} h left"
+        return f"{duration(seconds)} left"
 
     def __str__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.states.items())

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from hpcdeq.config import load_train_config
+from hpcdeq.console import duration
 from hpcdeq.training.log import RECORD, whole_lines
 
 _RECENT_LINES = 20  # which a step's time is the median of
@@ -63,8 +64,7 @@ class TrainingStatus:
         if self.step_seconds is not None:
             parts.append(f"{self.step_seconds:.2g} s a step")
         if (left := self.seconds_left) is not None:
-            time_left = f"{left:.0f} s" if left < 120 else f"{left / 60:.0f} min"
-            parts.append(f"{time_left} of {self.phase} left")
+            parts.append(f"{duration(left)} of {self.phase} left")
         return ", ".join([*parts, f"last heard of {self.written_seconds_ago:.0f} s ago"])
 
 

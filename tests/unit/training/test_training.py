@@ -57,9 +57,8 @@ def test_a_run_that_is_killed_and_continued_gives_the_same_bytes(
     kill_at_step(monkeypatch, kill_at)
     with pytest.raises(Killed) as caught:
         train(cut)
-    assert (
-        caught.tb
-    )  # what holds the frames of the run until the process ends, where threads can be waited for no more
+    # It holds the frames of the run until the process ends, where threads can be waited for no more.
+    assert caught.tb
     assert not [t for t in threading.enumerate() if t.name == "hpcdeq-stream"]
     assert model_bytes(train(cut)) == model_bytes(whole)
     assert model_bytes(train(cut)) == model_bytes(whole)
