@@ -23,7 +23,7 @@ from hpcdeq.models import load_model
 from hpcdeq.models.spectra import to_blocks
 from hpcdeq.solvers import Anderson, Picard
 from hpcdeq.solvers.anderson import _Mixing
-from hpcdeq.solvers.fixed_point import iterate
+from hpcdeq.solvers.iteration import iterate
 from hpcdeq.solvers.picard import _Damping
 
 _ITERATIONS = (5, 10, 15, 20, 40)

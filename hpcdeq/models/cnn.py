@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal
@@ -11,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hpcdeq.models.prior import MOST_LAYERS, Norm, Prior
+from hpcdeq.models.prior import MOST_LAYERS, Norm, Prior, TransposedNetwork
 from hpcdeq.noise.estimation import NORMAL_MEDIAN
+from hpcdeq.solvers.replay import Change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ class Cnn(Prior):
         return torch.cat([blocks, level], dim=1).contiguous(memory_format=torch.channels_last)
 
     @torch.no_grad()
-    def transpose_at(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> Callable[[Tensor], Tensor]:
+    def transpose_at(self, blocks: Tensor, kernels: list[Tensor], told: Tensor) -> TransposedNetwork:
         """Return u -> J^T u at ``blocks``: by turned kernels and the signs of ReLU, a third faster than autograd."""
         precision = kernels[0].dtype
         hidden, passed = self._first(blocks.to(precision), told), []
@@ -92,16 +92,27 @@ class Cnn(Prior):
             hidden = F.relu_(F.conv2d(hidden, kernel, bias, padding=kernel.shape[-1] // 2))
             passed.append(hidden > 0)
         turned = [k.transpose(0, 1).flip(2, 3).contiguous(memory_format=torch.channels_last) for k in kernels]
+        return _TransposedCnn(turned, passed, blocks.shape[1])
 
-        def product(vector: Tensor) -> Tensor:
-            vector = vector.to(precision)
-            for kernel, mask in zip(reversed(turned), [*reversed(passed), None], strict=True):
-                vector = F.conv2d(vector, kernel, padding=kernel.shape[-1] // 2)
-                if mask is not None:
-                    vector *= mask
-            return vector[:, : blocks.shape[1]].to(blocks.dtype)  # not to the noise map
 
-        return product
+class _TransposedCnn(TransposedNetwork):
+    """The layers backwards: kernels turned, and where ReLU let numbers pass."""
+
+    def __init__(self, turned: list[Tensor], passed: list[Tensor], bands: int) -> None:
+        self._turned, self._passed, self._bands = turned, passed, bands
+
+    def __call__(self, vector: Tensor) -> Tensor:
+        dtype = vector.dtype
+        vector = vector.to(self._turned[0].dtype)
+        for kernel, mask in zip(reversed(self._turned), [*reversed(self._passed), None], strict=True):
+            vector = F.conv2d(vector, kernel, padding=kernel.shape[-1] // 2)
+            if mask is not None:
+                vector *= mask
+        return vector[:, : self._bands].to(dtype)  # not to the noise map
+
+    def replaced(self, change: Change) -> _TransposedCnn:
+        turned, passed = ([change(x) for x in some] for some in (self._turned, self._passed))
+        return _TransposedCnn(turned, passed, self._bands)
 
 
 @torch.no_grad()

@@ -10,10 +10,11 @@ from torch import Tensor
 from hpcdeq.models.prior import FixedPrior, TransposedPrior
 from hpcdeq.models.spectra import times
 from hpcdeq.models.support import support_basis
-from hpcdeq.solvers import FixedPointMap
+from hpcdeq.solvers.fixed_point import ReplayableMap
+from hpcdeq.solvers.replay import Change, Kind, Replayable
 
 
-class FastMap(FixedPointMap):
+class FastMap(ReplayableMap):
     """X -> P_S (Y + b N(X)) / (1 + b), with P_S the projector on the span of the block's atoms.
 
     This is D_S G of equation (32) without ever forming codes: the state is ``(block, pixel, band)``, and the map
@@ -76,8 +77,19 @@ class FastMap(FixedPointMap):
         taken._prior = self._prior.take(blocks)
         return taken
 
+    def kind(self) -> Kind:
+        """What it is beside its tensors."""
+        return self._prior.kind("fast")
 
-class _FastTranspose:
+    def replaced(self, change: Change) -> FastMap:
+        """Return the map with the tensors that its application reads changed."""
+        other = copy.copy(self)
+        other._pull, other._anchor = change(self._pull), change(self._anchor)
+        other._prior = self._prior.replaced(change)
+        return other
+
+
+class _FastTranspose(Replayable):
     def __init__(self, prior: TransposedPrior, pull: Tensor) -> None:
         self._prior, self._pull = prior, pull
 
@@ -86,3 +98,9 @@ class _FastTranspose:
 
     def take(self, blocks: Tensor) -> _FastTranspose:
         return _FastTranspose(self._prior.take(blocks), self._pull[blocks])
+
+    def kind(self) -> Kind | None:
+        return self._prior.kind("fast transpose")
+
+    def replaced(self, change: Change) -> _FastTranspose:
+        return _FastTranspose(self._prior.replaced(change), change(self._pull))

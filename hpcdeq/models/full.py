@@ -13,14 +13,15 @@ from torch import Tensor
 
 from hpcdeq.models.prior import FixedPrior, TransposedPrior
 from hpcdeq.models.spectra import times
-from hpcdeq.solvers import FixedPointMap
+from hpcdeq.solvers.fixed_point import ReplayableMap
+from hpcdeq.solvers.replay import Change, Kind, Replayable
 
 Identity = Literal["hqs", "paper"]
 
 _CHUNK = 512  # pixels: 512 codes of each are a megabyte
 
 
-class FullMap(FixedPointMap):
+class FullMap(ReplayableMap):
     """G -> ((1 + b) D^T D + c I)^-1 (D^T Y + b soft(G, mu / b) + b D^T N(D G)), equation (14).
 
     By the Woodbury identity, with V = soft(G, mu / b), s = D V and r = Y + b N(D G), everything but one soft threshold and
@@ -93,6 +94,18 @@ class FullMap(FixedPointMap):
         taken._noisy, taken._prior = self._noisy[blocks], self._prior.take(blocks)
         return taken
 
+    def kind(self) -> Kind:
+        """What it is beside its tensors."""
+        return self._prior.kind("full")
+
+    def replaced(self, change: Change) -> FullMap:
+        """Return the map with its tensors changed."""
+        other = copy.copy(self)
+        for name in ("_noisy", "_dictionary", "_b", "_c", "_threshold", "_inverse"):
+            setattr(other, name, change(getattr(self, name)))
+        other._prior = self._prior.replaced(change)
+        return other
+
     def _in_cache(self, state: Tensor, right: Tensor) -> Tensor:
         """Apply the map chunk by chunk: G is read and written once, everything between stays in the processor's cache."""
         image = torch.empty_like(state)
@@ -133,7 +146,7 @@ def _parts(state: Tensor) -> Iterator[tuple[slice, slice]]:
             yield slice(block, block + 1), slice(begin, begin + _CHUNK)
 
 
-class _FullTranspose:
+class _FullTranspose(Replayable):
     """The transposed Jacobian of the full map: the steps of `FullMap._state` backwards.
 
     ``support`` (block, pixel, atom) is where the soft threshold lets codes pass.
@@ -158,6 +171,12 @@ class _FullTranspose:
 
     def take(self, blocks: Tensor) -> _FullTranspose:
         return _FullTranspose(self._f, self._support[blocks], self._prior.take(blocks))
+
+    def kind(self) -> Kind | None:
+        return self._prior.kind("full transpose")
+
+    def replaced(self, change: Change) -> _FullTranspose:
+        return _FullTranspose(self._f.replaced(change), change(self._support), self._prior.replaced(change))
 
 
 @cache

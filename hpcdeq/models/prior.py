@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from hpcdeq.models.batch_norm import BatchNorm
 from hpcdeq.models.spectra import to_blocks, to_spectra
 from hpcdeq.solvers import transpose_by_autograd
+from hpcdeq.solvers.replay import Change, Kind
 
 Norm = Literal["none", "kernel", "conv"]
 Convolution = nn.Conv2d | nn.Conv3d
@@ -191,6 +192,16 @@ class FixedPrior:
         taken._told = self._told[blocks]
         return taken
 
+    def kind(self, use: str) -> Kind:
+        """What a map that uses it so is beside its tensors."""
+        return Kind(self._prior, (use, self._height, self._width))
+
+    def replaced(self, change: Change) -> FixedPrior:
+        """Return the prior with its tensors changed."""
+        other = copy.copy(self)
+        other._kernels, other._told = [change(kernel) for kernel in self._kernels], change(self._told)
+        return other
+
     def transpose_at(self, spectra: Tensor) -> TransposedPrior:
         """Return u -> J^T u, J the Jacobian of N at ``spectra``."""
         blocks = to_blocks(spectra, self._height, self._width)
@@ -199,16 +210,28 @@ class FixedPrior:
             self._prior.transpose_at(block, self._kernels, told)
             for block, told in zip(blocks.split(size), self._told.split(size), strict=True)
         ]
-        return TransposedPrior(parts, self._prior.residual, self._height, self._width)
+        return TransposedPrior(parts, self._prior, self._height, self._width)
+
+
+class TransposedNetwork(ABC):
+    """u -> J^T u of a network at given blocks, as a computation on tensors that can be told."""
+
+    @abstractmethod
+    def __call__(self, vector: Tensor) -> Tensor:
+        """Apply J^T to ``vector (block, band, y, x)``."""
+
+    @abstractmethod
+    def replaced(self, change: Change) -> TransposedNetwork:
+        """Return it with its tensors changed."""
 
 
 class TransposedPrior:
     """u -> J^T u of a prior at given spectra, on spectra."""
 
     def __init__(
-        self, parts: list[Callable[[Tensor], Tensor]], residual: bool, height: int, width: int
+        self, parts: list[Callable[[Tensor], Tensor]], prior: Prior, height: int, width: int
     ) -> None:
-        self._parts, self._residual = parts, residual
+        self._parts, self._prior = parts, prior
         self._height, self._width = height, width
 
     def __call__(self, spectra: Tensor) -> Tensor:
@@ -216,9 +239,20 @@ class TransposedPrior:
         blocks = to_blocks(spectra, self._height, self._width)
         pieces = blocks.split(len(blocks) // len(self._parts))
         found = torch.cat([part(piece) for part, piece in zip(self._parts, pieces, strict=True)])
-        return to_spectra(blocks - found if self._residual else found)
+        return to_spectra(blocks - found if self._prior.residual else found)
 
     def take(self, blocks: Tensor) -> TransposedPrior:
         """Return the transposed prior for some of the blocks; on a CPU, where each is a part of its own."""
         parts = [self._parts[i] for i in blocks.tolist()]
-        return TransposedPrior(parts, self._residual, self._height, self._width)
+        return TransposedPrior(parts, self._prior, self._height, self._width)
+
+    def kind(self, use: str) -> Kind | None:
+        """What a map that uses it so is beside its tensors; None if it cannot be told."""
+        if not all(isinstance(part, TransposedNetwork) for part in self._parts):
+            return None
+        return Kind(self._prior, (use, self._height, self._width))
+
+    def replaced(self, change: Change) -> TransposedPrior:
+        """Return it with its tensors changed."""
+        parts = [part.replaced(change) for part in self._parts if isinstance(part, TransposedNetwork)]
+        return TransposedPrior(list(parts), self._prior, self._height, self._width)

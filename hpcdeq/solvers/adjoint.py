@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
 
 from hpcdeq.solvers.anderson import Anderson
 from hpcdeq.solvers.broyden import Broyden
-from hpcdeq.solvers.fixed_point import FixedPointMap, LinearMap, Solution
+from hpcdeq.solvers.fixed_point import FixedPointMap, LinearMap, ReplayableMap, Solution
 from hpcdeq.solvers.picard import Picard
+from hpcdeq.solvers.replay import Change, Kind, Replayable
 from hpcdeq.timing import part
 
 Solver = Picard | Anderson | Broyden
@@ -116,7 +117,7 @@ def equilibrium(
     return replace(solution, state=state)
 
 
-class _AdjointMap(FixedPointMap):
+class _AdjointMap(ReplayableMap):
     """u -> J^T u + g, the map of (25)."""
 
     def __init__(self, transpose: LinearMap, gradient: Tensor) -> None:
@@ -130,6 +131,14 @@ class _AdjointMap(FixedPointMap):
 
     def take(self, blocks: Tensor) -> _AdjointMap:
         return _AdjointMap(self._transpose.take(blocks), self._gradient[blocks])
+
+    def kind(self) -> Kind | None:
+        return self._transpose.kind() if isinstance(self._transpose, Replayable) else None
+
+    def replaced(self, change: Change) -> _AdjointMap:
+        assert isinstance(self._transpose, Replayable), "it has a kind"
+        transpose = cast(LinearMap, self._transpose.replaced(change))
+        return _AdjointMap(transpose, change(self._gradient))
 
 
 class _ImplicitGradient(torch.autograd.Function):

@@ -13,9 +13,10 @@ from hpcdeq.solvers.fixed_point import (
     Solution,
     block_dot,
     check_iteration_settings,
-    iterate,
     per_block,
 )
+from hpcdeq.solvers.iteration import TensorMixing, iterate
+from hpcdeq.solvers.replay import Change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,7 @@ class Anderson:
         return iterate(f, state, self.iterations, self.tolerance, _Mixing(self))
 
 
-class _Mixing:
+class _Mixing(TensorMixing):
     """The last images, what is observed of their changes, and the inner products of these.
 
     The weights come from the observed changes, D G and not G: convergence is judged on them, and in the full map they are
@@ -61,7 +62,8 @@ class _Mixing:
     """
 
     def __init__(self, settings: Anderson) -> None:
-        self.settings = settings
+        self.settings: Anderson = settings
+        self.full_after = settings.history
         self.targets: list[Tensor] = []  # z + beta (f(z) - z)
         self.changes: list[Tensor] = []
         self.gram: list[list[Tensor]] = []
@@ -86,9 +88,9 @@ class _Mixing:
             mixed = torch.addcmul(mixed, per_block(weight, target), target)
         return mixed
 
-    def take(self, blocks: Tensor) -> None:
+    def replace(self, change: Change) -> None:
         for memory in (self.targets, self.changes, *self.gram):
-            memory[:] = [x[blocks] for x in memory]
+            memory[:] = [change(x) for x in memory]
 
     def _weights(self, gram: Tensor) -> Tensor:
         """(block, history) weights that sum to 1 and minimise w^T gram w; the last iterate alone where gram is 0 or not finite."""
@@ -100,7 +102,19 @@ class _Mixing:
         )
         eye = torch.eye(size, dtype=gram.dtype, device=gram.device)
         ones = torch.ones(gram.shape[0], size, dtype=gram.dtype, device=gram.device)
-        # Not `solve`, which waits for a GPU to ask whether a matrix is singular: none is.
-        weights = torch.linalg.solve_ex(scaled + self.settings.regularisation * eye, ones).result
+        weights = _solve(scaled + self.settings.regularisation * eye, ones)
         weights = weights / weights.sum(1, keepdim=True)
         return torch.where(usable[:, None], weights, eye[-1])
+
+
+def _solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve ``matrix (block, n, n) x = right (block, n)``, positive definite, by Gauss and Jordan.
+
+    Not by `torch.linalg.solve`, which waits for a GPU to ask whether a matrix is singular: none is.
+    """
+    both = torch.cat([matrix, right[:, :, None]], dim=2)
+    for k in range(matrix.shape[1]):
+        pivot_row = both[:, k : k + 1] / both[:, k : k + 1, k : k + 1]
+        both = both - both[:, :, k : k + 1] * pivot_row
+        both[:, k] = pivot_row[:, 0]
+    return both[:, :, -1]

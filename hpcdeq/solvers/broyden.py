@@ -13,9 +13,10 @@ from hpcdeq.solvers.fixed_point import (
     Solution,
     block_dot,
     check_iteration_settings,
-    iterate,
     per_block,
 )
+from hpcdeq.solvers.iteration import TensorMixing, iterate
+from hpcdeq.solvers.replay import Change
 
 _SMALLEST = 1e-8  # of a denominator, relative to its factors: below it the update is left out
 
@@ -47,11 +48,12 @@ class Broyden:
         return iterate(f, state, self.iterations, self.tolerance, _InverseJacobian(self.history))
 
 
-class _InverseJacobian:
+class _InverseJacobian(TensorMixing):
     """H = -I + sum_i u_i v_i^T, of each block."""
 
     def __init__(self, history: int) -> None:
-        self.history = history
+        self.settings = self.history = history
+        self.full_after = history + 1
         self.left: list[Tensor] = []
         self.right: list[Tensor] = []
         self.last: list[Tensor] = []  # the last iterate and its g
@@ -63,9 +65,9 @@ class _InverseJacobian:
         self.last = [state, g]
         return state - self._times(self.left, self.right, g)
 
-    def take(self, blocks: Tensor) -> None:
+    def replace(self, change: Change) -> None:
         for memory in (self.left, self.right, self.last):
-            memory[:] = [x[blocks] for x in memory]
+            memory[:] = [change(x) for x in memory]
 
     def _update(self, step: Tensor, change: Tensor) -> None:
         """Make H map the change of g to the step: H += (step - H change) (step^T H) / (step^T H change)."""

@@ -1,4 +1,4 @@
-"""What every solver shares: the map it is given, the solution it returns, and how convergence is judged."""
+"""What every solver is given and returns: a map and a solution; and the norms by which convergence is judged."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from hpcdeq.solvers.replay import Replayable
 
 
 class LinearMap(Protocol):
@@ -45,6 +47,10 @@ class FixedPointMap(Protocol):
         return _TransposeByAutograd(self, point)
 
 
+class ReplayableMap(FixedPointMap, Replayable):
+    """A map whose solves a GPU can replay."""
+
+
 def transpose_by_autograd(function: Callable[[Tensor], Tensor], point: Tensor) -> Callable[[Tensor], Tensor]:
     """Return u -> J^T u, J the Jacobian of a function at ``point``."""
     with torch.enable_grad():
@@ -70,18 +76,6 @@ class _TransposeByAutograd:
         return _TransposeByAutograd(self._f.take(blocks), self._point[blocks])
 
 
-class Mixing(Protocol):
-    """What a solver remembers of one solve, and how it makes the next iterate of it."""
-
-    def step(self, state: Tensor, image: Tensor, change: Tensor) -> Tensor:
-        """Return the next iterate after ``state``, whose image is ``image``; ``change`` is what is observed of their difference."""
-        ...
-
-    def take(self, blocks: Tensor) -> None:
-        """Keep what is remembered of some of the blocks only."""
-        ...
-
-
 @dataclass(frozen=True, kw_only=True)
 class Solution:
     """A fixed point, or how far from one each block was left. Not converging is a result, never an exception."""
@@ -94,63 +88,6 @@ class Solution:
     """(block,) applications of the map each block needed."""
     converged: Tensor
     """(block,) whether the residual is within the tolerance."""
-
-
-def iterate(f: FixedPointMap, state: Tensor, iterations: int, tolerance: float, mixing: Mixing) -> Solution:
-    """Iterate a map until every block has converged: the loop that all solvers share.
-
-    A block that has converged, or has become non-finite, leaves the batch (on a GPU, where the shape of the batch must
-    stay, it is frozen): so its result does not depend on its batch mates, and time follows difficulty.
-
-    Parameters
-    ----------
-    f
-        The map.
-    state
-        (block, ...) first iterate.
-    iterations, tolerance
-        Most applications of the map, and the relative residual at which a block is finished; 0 runs all iterations.
-    mixing
-        The solver's memory of this solve.
-    """
-    numbers = torch.arange(state.shape[0], device=state.device)
-    best = state
-    residual = torch.full(numbers.shape, torch.inf, device=state.device)
-    count = torch.zeros_like(numbers)
-    active = torch.ones_like(numbers, dtype=torch.bool)
-    left: list[tuple[Tensor, ...]] = []
-    for k in range(1, iterations + 1):
-        image = f(state)
-        observed = f.observe(image)
-        change = observed - f.observe(state)
-        with torch.no_grad():
-            size = relative_size(change, observed).to(residual.dtype)
-            finite = active & torch.isfinite(size)
-            better = finite & (size < residual) if tolerance > 0 else finite
-            residual = torch.where(better, size, residual)
-            count = count + active
-            active = finite & (size > tolerance)
-        # On the CPU asking about blocks costs nothing, on a GPU it would wait for the answer.
-        cpu = image.device.type == "cpu"
-        improved = cpu and bool(better.all())
-        best = image if improved else torch.where(per_block(better, image), image, best)
-        if k == iterations or ((cpu or tolerance > 0) and not bool(active.any())):
-            break
-        state = mixing.step(state, image, change)
-        if cpu and not bool(active.all()):
-            stay, gone = active.nonzero()[:, 0], (~active).nonzero()[:, 0]
-            left.append((numbers[gone], best[gone], residual[gone], count[gone]))
-            state, numbers, best, residual, count, active = (
-                x[stay] for x in (state, numbers, best, residual, count, active)
-            )
-            f = f.take(stay)
-            mixing.take(stay)
-    if left:
-        parts = zip(*left, (numbers, best, residual, count), strict=True)
-        numbers, best, residual, count = (torch.cat(part) for part in parts)
-        order = numbers.argsort()
-        best, residual, count = best[order], residual[order], count[order]
-    return Solution(state=best, residual=residual, iterations=count, converged=residual <= tolerance)
 
 
 def per_block(values: Tensor, like: Tensor) -> Tensor:

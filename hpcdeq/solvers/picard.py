@@ -8,7 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from hpcdeq.solvers.fixed_point import FixedPointMap, Solution, check_iteration_settings, iterate
+from hpcdeq.solvers.fixed_point import FixedPointMap, Solution, check_iteration_settings
+from hpcdeq.solvers.iteration import TensorMixing, iterate
+from hpcdeq.solvers.replay import Change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,12 +37,13 @@ class Picard:
         return iterate(f, state, self.iterations, self.tolerance, _Damping(self.damping))
 
 
-class _Damping:
+class _Damping(TensorMixing):
     def __init__(self, damping: float) -> None:
-        self.damping = damping
+        self.settings = self.damping = damping
+        self.full_after = 0
 
     def step(self, state: Tensor, image: Tensor, change: Tensor) -> Tensor:
         return image if self.damping == 1 else torch.lerp(state, image, self.damping)
 
-    def take(self, blocks: Tensor) -> None:
+    def replace(self, change: Change) -> None:
         """Nothing is remembered."""

@@ -14,7 +14,7 @@ from hpcdeq.config import load_train_config
 from hpcdeq.inference import DenoiseSettings, denoise_array
 from hpcdeq.models import ModelSettings, SparseDenoiser, load_model
 from hpcdeq.models.cnn import CnnSettings
-from hpcdeq.solvers import Anderson, Implicit, Picard, Unrolled
+from hpcdeq.solvers import Anderson, Implicit, Picard, Unrolled, iteration, replay
 from hpcdeq.training import train
 from tests.conftest import smooth_scene
 
@@ -126,3 +126,26 @@ def test_steps_of_training_are_those_of_the_cpu(archive: Archive, tmp_path: Path
     )
     for name, value in from_cpu.state_dict().items():
         assert relative(from_gpu.state_dict()[name], value) < 1e-2, name
+
+
+@pytest.mark.filterwarnings("error:solves are not replayed")
+@pytest.mark.parametrize("kind", ["du-fast", "deq-fast", "du-full", "deq-full", "told"])
+def test_replayed_solves_give_what_solves_give(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a graph, from the second of a shape on; gradients of DU models are unrolled, and never replayed."""
+    model = a_model(kind).cuda()
+    found: list[list[torch.Tensor]] = []
+    for replayed in (True, False):
+        if not replayed:
+            monkeypatch.setattr(iteration, "_replay", lambda *_: None)
+        found.append([])
+        for seed in range(4):
+            noisy = torch.rand(3, BANDS, 20, 20, generator=torch.Generator().manual_seed(seed)).cuda()
+            with torch.no_grad():
+                found[-1].append(model(noisy).estimate)
+            model.zero_grad()
+            model(noisy).estimate.square().mean().backward()
+            found[-1] += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+    of_model = iteration._RECORDINGS._kept[model.prior]
+    assert sum(isinstance(x, replay.Recording) for x in of_model.values()) == (1 if kind[:2] == "du" else 2)
+    for a, b in zip(*found, strict=True):
+        assert relative(a, b.cpu()) < 1e-3

@@ -29,7 +29,8 @@ from hpcdeq.solvers import (
 )
 from hpcdeq.solvers.anderson import _Mixing
 from hpcdeq.solvers.broyden import _InverseJacobian
-from hpcdeq.solvers.fixed_point import LinearMap, block_dot, iterate
+from hpcdeq.solvers.fixed_point import LinearMap, block_dot
+from hpcdeq.solvers.iteration import iterate
 from hpcdeq.timing import measuring
 
 KINDS = [Picard, Anderson, Broyden]
