@@ -41,7 +41,10 @@ Overlap = Annotated[
     int | None,
     typer.Option(help="Pixels shared by neighbouring tiles; 0 for none. [default: a third of a tile]"),
 ]
-Batch = Annotated[int, typer.Option(help="Tiles computed at once on a GPU.")]
+Batch = Annotated[
+    int | None,
+    typer.Option(help="Tiles computed at once on a GPU. [default: 16 of 60 x 60 pixels, more if smaller]"),
+]
 Iterations = Annotated[int | None, typer.Option(help="Most solver iterations. [default: the model's]")]
 Tolerance = Annotated[float | None, typer.Option(help="Solver tolerance. [default: the model's]")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16: what the prior computes in.")]
@@ -65,7 +68,7 @@ def denoise(
     model: Model,
     out: Out,
     overlap: Overlap = None,
-    batch: Batch = 16,
+    batch: Batch = None,
     iterations: Iterations = None,
     tolerance: Tolerance = None,
     precision: Precision = "float32",

@@ -103,7 +103,7 @@ def denoise(
     model: Model,
     out: Out,
     overlap: Overlap = None,
-    batch: Batch = 16,
+    batch: Batch = None,
     iterations: Iterations = None,
     tolerance: Tolerance = None,
     precision: Precision = "float32",

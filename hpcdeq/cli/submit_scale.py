@@ -117,7 +117,7 @@ def denoise(
         typer.Option(help="Folder to write into, to compare file systems; may be repeated. [default: --out]"),
     ] = None,
     overlap: Overlap = None,
-    batch: Batch = 16,
+    batch: Batch = None,
     iterations: Iterations = None,
     tolerance: Tolerance = None,
     precision: Precision = "float32",

@@ -16,6 +16,9 @@ from hpcdeq.noise import sigma_range_of
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _DTYPES = ("float32", "input")
+_BATCH_PIXELS = (
+    16 * 60**2
+)  # a GPU has done fewer before it is given the next operation; a full map needs some GB for them
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +27,9 @@ class DenoiseSettings:
 
     overlap: int | None = None
     """Pixels shared by neighbouring tiles, blended with smooth weights; None is a third of a tile, 0 is the paper's way."""
-    batch: int = 16
-    """Tiles computed at once on a GPU. On a CPU each thread of torch computes one."""
+    batch: int | None = None
+    """Tiles computed at once on a GPU; None is as many as have the pixels of 16 tiles of 60 x 60. On a CPU each thread of torch
+    computes one."""
     iterations: int | None = None
     """Most iterations of the solver; None keeps those of the model."""
     tolerance: float | None = None
@@ -44,7 +48,7 @@ class DenoiseSettings:
     60 that overlap by 20, for units of 1300 x 1300 x 31. Those that are read ahead, computed and written are in memory together."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
+        if self.batch is not None and self.batch < 1:
             raise ConfigError(f"batch must be at least 1, got {self.batch}")
         if self.precision not in _PRECISIONS:
             raise ConfigError(f"precision must be one of {', '.join(_PRECISIONS)}, got {self.precision!r}")
@@ -69,6 +73,10 @@ class DenoiseSettings:
         if overlap >= tile:
             raise ConfigError(f"overlap must be below the model's block of {tile} pixels, got {overlap}")
         return overlap
+
+    def batch_of(self, model: SparseDenoiser) -> int:
+        """Tiles of a model that are computed at once on a GPU."""
+        return self.batch or max(1, _BATCH_PIXELS // model.settings.block**2)
 
 
 def set_up(model: SparseDenoiser, settings: DenoiseSettings) -> SparseDenoiser:

@@ -41,12 +41,12 @@ def denoise_tiles(
     which takes half of the time on cores that others use too.
     """
     if not _on_cpu(model):
-        too_large: set[int] = set()
+        size, too_large = settings.batch_of(model), set[int]()
         for _, alike in groupby(
             cuts, key=np.shape
         ):  # the tile of a scene smaller than a block is smaller too
-            for batch in _in_batches(alike, settings.batch):
-                yield from _denoise_filled(model, batch, settings.batch, settings.codes, too_large)
+            for batch in _in_batches(alike, size):
+                yield from _denoise_filled(model, batch, size, settings.codes, too_large)
         return
     threads = torch.get_num_threads()
     pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))

@@ -126,7 +126,7 @@ def plan_of(scene: Scene, applied: AppliedModel) -> ScenePlan:
         "dtype": settings.dtype,
         "units": settings.unit_mib,  # records are of units
         # By which a GPU rounds; who plans cannot know what auto will be.
-        "batch": settings.batch if settings.device != "cpu" else None,
+        "batch": settings.batch_of(model) if settings.device != "cpu" else None,
         "input": scene.digest,
     }
     bands, height, width = scene.shape

@@ -18,7 +18,7 @@ from hpcdeq.solvers.fixed_point import (
     per_block,
     relative_size,
 )
-from hpcdeq.solvers.replay import Change, Recording, Recordings
+from hpcdeq.solvers.replay import Change, Recording, Recordings, tensors_of
 
 _STRIDE = 5  # iterations of a replay between two questions whether any block is left
 
@@ -52,22 +52,11 @@ class TensorMixing(ABC):
 
     @abstractmethod
     def replace(self, change: Change) -> None:
-        """Change every tensor that is remembered, those of older iterates first."""
+        """Change every tensor that is remembered, in a fixed order: those of older iterates first."""
 
     def take(self, blocks: Tensor) -> None:
         """Keep what is remembered of some of the blocks only."""
         self.replace(lambda x: x[blocks])
-
-    def tensors(self) -> list[Tensor]:
-        """Return all that is remembered."""
-        found: list[Tensor] = []
-
-        def note(x: Tensor) -> Tensor:
-            found.append(x)
-            return x
-
-        self.replace(note)
-        return found
 
 
 @dataclass
@@ -176,10 +165,10 @@ def _replay(
     kind = f.kind()
     if kind is None:
         return None
-    inputs = [*f.tensors(), state]
+    inputs = [*tensors_of(f.replaced), state]
     first = max(_STRIDE, mixing.full_after)
     work = (iterations, tolerance, type(mixing), mixing.settings)
-    with _RECORDINGS.lock:
+    with _RECORDINGS.lock, torch.cuda.device_of(state):
         recording = _RECORDINGS.find(
             kind, work, inputs, lambda: _record(f, state, iterations, tolerance, mixing, first)
         )
@@ -217,7 +206,7 @@ def _record(
             at.active &= at.count < iterations
             at.best = torch.where(per_block(better, image), image, at.best)
             at.state = memory.step(at.state, image, change)
-        return [*at.tensors(), *memory.tensors()]
+        return [*at.tensors(), *tensors_of(memory.replace)]
 
     def begin() -> list[Tensor]:
         nonlocal memory

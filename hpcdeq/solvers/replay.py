@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from functools import cache
 from typing import Self
 from weakref import WeakKeyDictionary
 
@@ -44,16 +45,17 @@ class Replayable(ABC):
     def replaced(self, change: Change) -> Self:
         """Return the map with every tensor that an application of it reads changed, in a fixed order."""
 
-    def tensors(self) -> list[Tensor]:
-        """Return those tensors."""
-        found: list[Tensor] = []
 
-        def note(x: Tensor) -> Tensor:
-            found.append(x)
-            return x
+def tensors_of(replace: Callable[[Change], object]) -> list[Tensor]:
+    """Return the tensors that a function changes, `Replayable.replaced` e.g."""
+    found: list[Tensor] = []
 
-        self.replaced(note)
-        return found
+    def note(x: Tensor) -> Tensor:
+        found.append(x)
+        return x
+
+    replace(note)
+    return found
 
 
 class Recording:
@@ -66,7 +68,7 @@ class Recording:
     begin
         Returns the state, a list of tensors, after the first part.
     go_on
-        Returns the state after one more part, tensors of the same shapes.
+        Returns the state after one more part, tensors of the same shapes; some may be those of the state before, moved forward.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class Recording:
     ) -> None:
         self._inputs = inputs
         self.state = [x.clone() for x in begin()]
+        go_on(self.state)  # libraries load what they need when it is first used, which cannot be recorded
         self._begin = graph_of(lambda: _copy(begin(), self.state))
         self._go_on = graph_of(lambda: _copy(go_on(self.state), self.state))
 
@@ -91,12 +94,18 @@ class Recording:
 
 
 def graph_of(run: Callable[[], None]) -> Callable[[], None]:
-    """Return what does again what a function does on the GPU; it must have run before, as libraries load what they need then."""
-    graph = torch.cuda.CUDAGraph()
+    """Return what does again what a function, which has run before, does on the current GPU."""
+    graph, stream = torch.cuda.CUDAGraph(), _stream_of(torch.cuda.current_device())
     # Other threads may use the GPU meanwhile: they read ahead, or watch over a process group.
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
         run()
     return graph.replay
+
+
+@cache
+def _stream_of(device: int) -> torch.cuda.Stream:
+    """The stream on which all recordings of a GPU are made: libraries keep memory for each stream that they see."""
+    return torch.cuda.Stream(device)
 
 
 class Recordings:
@@ -104,14 +113,14 @@ class Recordings:
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self._kept: WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Recording | str]] = WeakKeyDictionary()
+        self._kept: WeakKeyDictionary[nn.Module, OrderedDict[Hashable, Recording | None]] = (
+            WeakKeyDictionary()
+        )
 
     def find(
         self, kind: Kind, work: Hashable, inputs: list[Tensor], record: Callable[[], Recording]
     ) -> Recording | None:
-        """Return the recording of some work on tensors like these; None if it is to be done as ever.
-
-        That is so the first time, as most of what is done once is not done again, and where recording fails.
+        """Return the recording of some work on tensors like these, made when it is done for the first time; None where that fails.
 
         Parameters
         ----------
@@ -126,23 +135,20 @@ class Recordings:
         alike = tuple((x.shape, x.stride(), x.dtype, x.device) for x in inputs)
         key = (kind.structure, work, places, alike, torch.is_inference_mode_enabled())
         kept = self._kept.setdefault(kind.module, OrderedDict())
-        known = kept.get(key)
-        if known is None:
-            kept[key] = "done once"
-            if len(kept) > _MOST:
-                kept.popitem(last=False)
-            return None
-        kept.move_to_end(key)
-        if known == "done once":
-            try:
-                known = kept[key] = record()
-            except RuntimeError as error:
-                known = kept[key] = "cannot be recorded"
-                warnings.warn(
-                    f"solves are not replayed as CUDA graphs, which is faster: recording failed: {error}",
-                    stacklevel=2,
-                )
-        return known if isinstance(known, Recording) else None
+        if key in kept:
+            kept.move_to_end(key)
+            return kept[key]
+        try:
+            kept[key] = record()
+        except RuntimeError as error:
+            kept[key] = None
+            warnings.warn(
+                f"solves are not replayed as CUDA graphs, which is faster: recording failed: {error}",
+                stacklevel=2,
+            )
+        if len(kept) > _MOST:
+            kept.popitem(last=False)
+        return kept[key]
 
 
 def _copy(of: list[Tensor], to: list[Tensor]) -> None:

@@ -131,7 +131,7 @@ def test_steps_of_training_are_those_of_the_cpu(archive: Archive, tmp_path: Path
 @pytest.mark.filterwarnings("error:solves are not replayed")
 @pytest.mark.parametrize("kind", ["du-fast", "deq-fast", "du-full", "deq-full", "told"])
 def test_replayed_solves_give_what_solves_give(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a graph, from the second of a shape on; gradients of DU models are unrolled, and never replayed."""
+    """Gradients of DU models are unrolled, and never replayed."""
     model = a_model(kind).cuda()
     found: list[list[torch.Tensor]] = []
     for replayed in (True, False):

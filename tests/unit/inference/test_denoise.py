@@ -361,6 +361,9 @@ def test_every_batch_of_a_gpu_has_one_shape(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(batches, "_on_cpu", lambda model: False)
     assert np.array_equal(denoise_array(model, noisy, settings), expected)
     assert set(shapes) == {5}
+    shapes.clear()
+    assert np.array_equal(denoise_array(model, noisy, DenoiseSettings(device="cpu")), expected)
+    assert shapes == [100]  # 100 x 24 x 24 pixels, nearly 16 x 60 x 60
 
 
 @pytest.mark.parametrize("on_cpu", [True, False], ids=["cpu", "as-on-a-gpu"])
