@@ -1,9 +1,11 @@
-"""The versions that are installed for tests are among those that pyproject.toml allows, of every extra."""
+"""The versions that are installed for tests are among those that pyproject.toml allows, of every extra and every Python."""
 
 import tomllib
+from importlib import metadata
 from pathlib import Path
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
@@ -30,3 +32,18 @@ def test_every_pin_is_allowed_by_every_extra() -> None:
             wrong.append(f"{requirement}: constraints.txt has {version}")
     assert not wrong
     assert checked > 20
+
+
+def test_every_pin_is_for_the_oldest_python_too() -> None:
+    """Debian 12 has 3.11.2: what asks for a later patch of 3.11 cannot be installed there."""
+    wrong, checked = [], 0
+    for name, version in pins().items():
+        try:
+            asks = metadata.metadata(name).get("Requires-Python")
+        except metadata.PackageNotFoundError:  # for another platform, or another Python
+            continue
+        checked += 1
+        if asks is not None and "3.11.0" not in SpecifierSet(asks):
+            wrong.append(f"{name}=={version} needs Python {asks}")
+    assert not wrong
+    assert checked > 100
