@@ -16,9 +16,8 @@ from hpcdeq.noise import sigma_range_of
 
 _PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 _DTYPES = ("float32", "input")
-_BATCH_PIXELS = (
-    16 * 60**2
-)  # a GPU has done fewer before it is given the next operation; a full map needs some GB for them
+# A GPU has done with fewer before it is given the next operation; a full map needs some GB for so many.
+_BATCH_PIXELS = 16 * 60**2
 
 
 @dataclass(frozen=True, kw_only=True)
