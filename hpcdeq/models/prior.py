@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -254,5 +254,6 @@ class TransposedPrior:
 
     def replaced(self, change: Change) -> TransposedPrior:
         """Return it with its tensors changed."""
-        parts = [part.replaced(change) for part in self._parts if isinstance(part, TransposedNetwork)]
-        return TransposedPrior(list(parts), self._prior, self._height, self._width)
+        networks = cast(list[TransposedNetwork], self._parts)  # as it has a kind
+        parts = [network.replaced(change) for network in networks]
+        return TransposedPrior([*parts], self._prior, self._height, self._width)

@@ -110,7 +110,7 @@ class _Mixing(TensorMixing):
 def _solve(matrix: Tensor, right: Tensor) -> Tensor:
     """Solve ``matrix (block, n, n) x = right (block, n)``, positive definite, by Gauss and Jordan.
 
-    Not by `torch.linalg.solve`, which waits for a GPU to ask whether a matrix is singular: none is.
+    Not by `torch.linalg`, which may wait for a GPU, and so could not be recorded; no matrix is singular, and all are small.
     """
     both = torch.cat([matrix, right[:, :, None]], dim=2)
     for k in range(matrix.shape[1]):

@@ -91,9 +91,15 @@ class _Progress:
             converged=self.residual <= tolerance,
         )
 
+    def look(self, f: FixedPointMap, tolerance: float) -> tuple[Tensor, Tensor, Tensor]:
+        """Apply the map; return the image, what is observed to have changed, and the blocks ``(block,)`` whose best this is."""
+        image = f(self.state)
+        observed = f.observe(image)
+        change = observed - f.observe(self.state)
+        return image, change, self._judge(change, observed, tolerance)
+
     @torch.no_grad()
-    def judge(self, change: Tensor, observed: Tensor, tolerance: float) -> Tensor:
-        """Note what an iteration has changed; return the blocks ``(block,)`` whose image is the best so far."""
+    def _judge(self, change: Tensor, observed: Tensor, tolerance: float) -> Tensor:
         size = relative_size(change, observed).to(self.residual.dtype)
         finite = self.active & torch.isfinite(size)
         better = finite & (size < self.residual) if tolerance > 0 else finite
@@ -131,10 +137,7 @@ def iterate(f: FixedPointMap, state: Tensor, iterations: int, tolerance: float, 
     at = _Progress.from_start(state)
     left: list[tuple[Tensor, ...]] = []
     for k in range(1, iterations + 1):
-        image = f(at.state)
-        observed = f.observe(image)
-        change = observed - f.observe(at.state)
-        better = at.judge(change, observed, tolerance)
+        image, change, better = at.look(f, tolerance)
         # On the CPU asking about blocks costs nothing, on a GPU it would wait for the answer.
         cpu = image.device.type == "cpu"
         improved = cpu and bool(better.all())
@@ -199,10 +202,7 @@ def _record(
 
     def go(at: _Progress, count: int) -> list[Tensor]:
         for _ in range(count):
-            image = f(at.state)
-            observed = f.observe(image)
-            change = observed - f.observe(at.state)
-            better = at.judge(change, observed, tolerance)
+            image, change, better = at.look(f, tolerance)
             at.active &= at.count < iterations
             at.best = torch.where(per_block(better, image), image, at.best)
             at.state = memory.step(at.state, image, change)
