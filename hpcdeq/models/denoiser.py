@@ -15,6 +15,7 @@ from hpcdeq.models.fast import FastMap
 from hpcdeq.models.full import FullMap, Identity
 from hpcdeq.models.hsid_cnn import HsidCnn, HsidCnnSettings
 from hpcdeq.models.memnet import MemNet, MemNetSettings
+from hpcdeq.models.prefilter import wiener
 from hpcdeq.models.prior import FixedPrior, Prior
 from hpcdeq.models.qrnn3d import Qrnn3d, Qrnn3dSettings
 from hpcdeq.models.qrnn3d_unet import EDGE_MULTIPLE, Qrnn3dUnet, Qrnn3dUnetSettings
@@ -56,6 +57,9 @@ class ModelSettings:
     """First value of the learnt sparsity parameter mu of the full map: codes below mu / b become 0."""
     identity: Identity = "hqs"
     """The identity term of the full map: ``hqs`` is b I, which (8) gives; ``paper`` is I, as (10a) prints it, for b <= 1."""
+    prefilter: Literal["none", "wiener"] = "none"
+    """What stands for the noisy block Y in the map, and where its solves start: ``none``, Y itself, as in the paper; ``wiener``, an
+    estimate of the clean block by a Wiener filter, so that b may be smaller and solves are shorter. The prior alone gets it too."""
     learn_dictionary: bool = False
     """Whether training changes the dictionary too; its atoms keep unit norm."""
     prior: PriorSettings = field(default_factory=CnnSettings)
@@ -262,7 +266,7 @@ class SparseDenoiser(nn.Module):
 
     def prior_alone(self, noisy: Tensor) -> Tensor:
         """Denoise blocks ``noisy (block, band, y, x)`` by the prior only, once: what (12) trains."""
-        return to_blocks(self._fixed_prior(noisy)(to_spectra(noisy)), *noisy.shape[2:])
+        return to_blocks(self._fixed_prior(noisy)(self._data(noisy)), *noisy.shape[2:])
 
     @torch.no_grad()
     def spectral_radius(self, noisy: Tensor) -> Tensor:
@@ -273,11 +277,15 @@ class SparseDenoiser(nn.Module):
 
     def iteration(self, noisy: Tensor) -> FastMap | FullMap:
         """Return the map whose fixed point denoises the blocks ``noisy (block, band, y, x)``."""
-        spectra, prior = to_spectra(noisy), self._fixed_prior(noisy)
+        data, prior = self._data(noisy), self._fixed_prior(noisy)
         if self.settings.map == "full":
-            return FullMap(spectra, self.atoms, self.b, self.log_mu.exp(), prior, self.settings.identity)
-        support = find_support(spectra, self.atoms, self.settings.support)
-        return FastMap(spectra, self.atoms, support, self.b, prior)
+            return FullMap(data, self.atoms, self.b, self.log_mu.exp(), prior, self.settings.identity)
+        support = find_support(data, self.atoms, self.settings.support)
+        return FastMap(data, self.atoms, support, self.b, prior)
+
+    def _data(self, noisy: Tensor) -> Tensor:
+        """Y of the map ``(block, pixel, band)``, of blocks ``(block, band, y, x)``."""
+        return to_spectra(noisy if self.settings.prefilter == "none" else wiener(noisy))
 
     def _fixed_prior(self, noisy: Tensor) -> FixedPrior:
         return self.prior.fix(noisy, self.prior_dtype if self.log_b.dtype == torch.float32 else None)

@@ -40,6 +40,7 @@ KINDS = {
     "deq-full": replace(DEQ, map="full"),
     "prior": replace(DU, map="prior"),
     "told": replace(DEQ, prior=CnnSettings(filters=16, noise_map=True)),
+    "filtered": replace(DEQ, prefilter="wiener"),
 }
 
 

@@ -22,8 +22,9 @@ from hpcdeq.models import (
     save_dictionary,
     save_model,
 )
-from hpcdeq.models.cnn import Cnn, noise_level
+from hpcdeq.models.cnn import Cnn
 from hpcdeq.models.denoiser import PriorSettings
+from hpcdeq.models.level import noise_level
 from hpcdeq.models.qrnn3d import Qrnn3d
 from hpcdeq.models.support import SupportMethod
 from hpcdeq.noise import estimate_sigma
