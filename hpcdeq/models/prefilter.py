@@ -55,7 +55,7 @@ def _principal(centred: Tensor) -> Tensor:
         moments = precise.transpose(1, 2) @ precise
     else:  # one block at a time: what it gets must not depend on its batch mates
         moments = torch.stack([x.T @ x for x in map(Tensor.double, centred)])
-    _, principal = torch.linalg.eigh(moments)
+    principal: Tensor = torch.linalg.eigh(moments).eigenvectors
     return principal.to(centred.dtype).contiguous()
 
 
