@@ -55,6 +55,8 @@ def _principal(centred: Tensor) -> Tensor:
         moments = precise.transpose(1, 2) @ precise
     else:  # one block at a time: what it gets must not depend on its batch mates
         moments = torch.stack([x.T @ x for x in map(Tensor.double, centred)])
+    # Of a block that is not finite nothing comes out but NaN, and no error for its batch mates.
+    moments = moments.nan_to_num(0.0, 0.0, 0.0)
     principal: Tensor = torch.linalg.eigh(moments).eigenvectors
     return principal.to(centred.dtype).contiguous()
 

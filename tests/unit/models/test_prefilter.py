@@ -67,6 +67,16 @@ def test_no_block_depends_on_its_batch_mates() -> None:
     assert torch.equal(wiener(blocks), alone)
 
 
+def test_a_block_that_is_not_finite_harms_no_other() -> None:
+    blocks = noisy(scene(dtype=torch.float32))
+    broken = blocks.clone()
+    broken[1, 3, 4, 5] = torch.nan
+    broken[2, 3, 4, 5] = torch.inf
+    found = wiener(broken)
+    assert torch.equal(found[[0, 3]], wiener(blocks)[[0, 3]])
+    assert found[1:3].isnan().all()
+
+
 @pytest.mark.parametrize("turn", [lambda x: x.flip(2), lambda x: x.flip(3), lambda x: x.transpose(2, 3)])
 def test_flips_and_turns_of_a_block_are_those_of_its_estimate(turn) -> None:
     blocks = noisy(scene(14, 20))
