@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from hpcdeq.cli.denoise import shipped, shipped_names
+from hpcdeq.cli.denoise import Iterations, Overlap, Tolerance, shipped, shipped_names
 
 
 def evaluate(
@@ -30,6 +30,9 @@ def evaluate(
         str, typer.Option(help="Noise levels on the scale of 0 to 255, with --model.")
     ] = "30,50,70",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the noise, with --model.")] = 0,
+    overlap: Overlap = None,
+    iterations: Iterations = None,
+    tolerance: Tolerance = None,
     split: Annotated[
         Path | None, typer.Option(help="Split file: score its test part only; see hpcdeq split.")
     ] = None,
@@ -38,12 +41,14 @@ def evaluate(
 ) -> None:
     """Score denoised scenes, or a model, against clean scenes.
 
-    PSNR, SSIM, SAM and ERGAS, of each scene and in the mean.
+    PSNR, SSIM, SAM and ERGAS, of each scene and in the mean. --overlap,
+    --iterations and --tolerance say how --model is applied, as for denoise.
     """
     from hpcdeq.archive import open_archive
     from hpcdeq.archive.splits import check_unseen, read_split
     from hpcdeq.console import result, result_json, say
     from hpcdeq.errors import ConfigError, PartialFailureError
+    from hpcdeq.inference import DenoiseSettings
     from hpcdeq.models import learnt_scenes, load_model, read_card
     from hpcdeq.studies.evaluation import as_json_values, as_table, compare_archives, compare_model
     from hpcdeq.studies.page import check_page, write_page
@@ -55,6 +60,10 @@ def evaluate(
         )
     if noisy is not None and model is not None:
         raise ConfigError("--noisy goes with --denoised; with --model the noise is added here, see --sigma")
+    applied = {"overlap": overlap, "iterations": iterations, "tolerance": tolerance}
+    given = {name: value for name, value in applied.items() if value is not None}
+    if given and model is None:
+        raise ConfigError(f"--{min(given)} says how --model is applied; --denoised was denoised before")
     if html is not None:
         require_libraries()
         check_page(html)
@@ -63,11 +72,12 @@ def evaluate(
     settings: dict[str, Any] = {"clean": str(clean)}
     if model is not None:
         sigmas = levels(sigma)
-        settings |= {"model": str(model), "sigma": sigmas, "seed": seed}
+        settings |= {"model": str(model), "sigma": sigmas, "seed": seed, **given}
         check_unseen(
             archive.readable(names), learnt_scenes(read_card(model)["provenance"]), f"the model {model}"
         )
-        compared = compare_model(archive, load_model(model), sigmas, seed, names=names)
+        how = DenoiseSettings(overlap=overlap, iterations=iterations, tolerance=tolerance)
+        compared = compare_model(archive, load_model(model), sigmas, seed, how, names)
         total = len(names) * len(sigmas)
     else:
         assert denoised is not None

@@ -95,6 +95,11 @@ def test_help_names_every_verb_and_imports_nothing_heavy() -> None:
             2,
             "error: --html {tmp} is a folder; name a file, such as {tmp}/report.html",
         ),
+        (
+            ["evaluate", "{archive}", "--denoised", "{archive}", "--tolerance", 0],
+            2,
+            "error: --tolerance says how --model is applied; --denoised was denoised before",
+        ),
         (["degrade", "{archive}", "--out", "{tmp}/o", "--sigma", 50, "--seed", -1], 2, "--seed"),
         (
             ["denoise", "{archive}", "--model", "du-fast", "--out", "{archive}/in"],

@@ -73,7 +73,16 @@ def test_verbs_take_the_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert made.exit_code == 0, made.output
     scored = runner.invoke(app, ["evaluate", "scenes.zarr", "--model", "du-fast", "--sigma", "50", "--json"])
     assert scored.exit_code == 0, scored.output
-    assert json.loads(scored.stdout)["mean"][0]["sigma"] == 50
+    usual = json.loads(scored.stdout)["mean"][0]
+    assert usual["sigma"] == 50
+    once = ["--iterations", "1", "--tolerance", "0", "--overlap", "0"]
+    scored = runner.invoke(
+        app, ["evaluate", "scenes.zarr", "--model", "du-fast", "--sigma", "50", "--json", *once]
+    )
+    assert scored.exit_code == 0, scored.output
+    told = json.loads(scored.stdout)
+    assert told["mean"][0]["denoised"]["psnr"] < usual["denoised"]["psnr"]
+    assert told["settings"]["iterations"] == 1
     tables = [
         "tables",
         "--archive",
