@@ -87,8 +87,8 @@ settings_of() { # of a training, a line each: the recipe's for large batches, wh
     case $1 in
         du-fast) printf '%s\n' training.lr=1e-3 training.lr_scalars_factor=5 ;;
         du-full) printf '%s\n' training.lr=7e-4 ;;
-        deq-fast) printf '%s\n' training.lr=5e-4 model.solver.tolerance=3e-4 ;;
-        deq-full) printf '%s\n' training.lr=4e-4 model.solver.tolerance=3e-4 ;;
+        deq-fast) printf '%s\n' training.lr=5e-4 ;;
+        deq-full) printf '%s\n' training.lr=4e-4 ;;
     esac
 }
 given=("$@")
