@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from hpcdeq.models.level import noise_level
-from hpcdeq.models.spectra import times, to_blocks, to_spectra
+from hpcdeq.models.spectra import of_moments, times, to_blocks, to_spectra
+from hpcdeq.sparse import cosine_basis
 
 _NOISE = 2.0  # standard deviations up to which a coefficient may be noise alone
 
@@ -38,7 +37,7 @@ def wiener(noisy: Tensor) -> Tensor:
     spectra = to_spectra(noisy)
     mean = spectra.mean(dim=1, keepdim=True)
     centred = spectra - mean
-    principal = _principal(centred)
+    principal = of_moments(_principal, centred).to(centred.dtype)
     coefficients = _cosine_transform(to_blocks(times(centred, principal), *size).contiguous())
     variance = noise_level(noisy).square()[:, None, None, None]
     square = coefficients.square()
@@ -48,35 +47,21 @@ def wiener(noisy: Tensor) -> Tensor:
     return to_blocks(times(components, principal.transpose(1, 2)) + mean, *size)
 
 
-def _principal(centred: Tensor) -> Tensor:
-    """Principal spectra ``(block, band, component)``, orthonormal, of blocks ``(block, pixel, band)``."""
-    if centred.is_cuda:
-        precise = centred.double()
-        moments = precise.transpose(1, 2) @ precise
-    else:  # one block at a time: what it gets must not depend on its batch mates
-        moments = torch.stack([x.T @ x for x in map(Tensor.double, centred)])
+def _principal(moments: Tensor) -> Tensor:
+    """Principal spectra ``(block, band, component)``, orthonormal, of second moments ``(block, band, band)``."""
     # Of a block that is not finite nothing comes out but NaN, and no error for its batch mates.
-    moments = moments.nan_to_num(0.0, 0.0, 0.0)
-    principal: Tensor = torch.linalg.eigh(moments).eigenvectors
-    return principal.to(centred.dtype).contiguous()
+    principal: Tensor = torch.linalg.eigh(moments.nan_to_num(0.0, 0.0, 0.0)).eigenvectors
+    return principal
 
 
 def _cosine_transform(images: Tensor, inverse: bool = False) -> Tensor:
     """Orthonormal cosine transform (DCT-II) of images ``(block, component, y, x)``, or its inverse."""
     for _ in range(2):  # along x, and as both axes change places, along y
         blocks, components, height, width = images.shape
-        cosines = _cosines(width, images)
+        cosines = cosine_basis(width, images)
         rows = times(images.reshape(blocks, components * height, width), cosines if inverse else cosines.T)
         images = rows.view(blocks, components, height, width).transpose(2, 3)
     return images.contiguous()
-
-
-def _cosines(size: int, like: Tensor) -> Tensor:
-    """The transform as a matrix ``(frequency, sample)``."""
-    frequency, sample = torch.arange(size).double()[:, None], torch.arange(size).double()
-    matrix = torch.cos(math.pi / size * frequency * (sample + 0.5)) * math.sqrt(2 / size)
-    matrix[0] /= math.sqrt(2)
-    return matrix.to(like)
 
 
 def _local_mean(power: Tensor) -> Tensor:

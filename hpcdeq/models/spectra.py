@@ -6,6 +6,8 @@ per-pixel products both find their data contiguous.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -38,6 +40,18 @@ def times(spectra: Tensor, matrix: Tensor) -> Tensor:
         return torch.stack([x.clone() @ m.clone() for x, m in zip(spectra, matrix, strict=True)])
     product: Tensor = torch.bmm(spectra, matrix)
     return product
+
+
+def of_moments(function: Callable[[Tensor], Tensor], spectra: Tensor) -> Tensor:
+    """Return what a function makes of the second moments ``(block, band, band)`` of blocks ``(block, pixel, band)``, in float64.
+
+    On a GPU all at once: the shape of the batch stays there, and small products take longer to launch than to compute. Else
+    one block at a time: what it gets must not depend on its batch mates, not even in a tie.
+    """
+    if spectra.is_cuda:
+        precise = spectra.double()
+        return function(precise.transpose(1, 2) @ precise)
+    return torch.cat([function((x.T @ x)[None]) for x in map(Tensor.double, spectra)])
 
 
 def _every_block_aligned(spectra: Tensor, matrix: Tensor) -> bool:

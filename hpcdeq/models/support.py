@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from hpcdeq.models.spectra import of_moments
 from hpcdeq.sparse import batch_omp, lasso_order, simultaneous_omp
 
 SupportMethod = Literal["centroid_omp", "centroid_lasso", "somp"]
@@ -43,13 +44,7 @@ def find_support(spectra: Tensor, dictionary: Tensor, settings: SupportSettings)
     if settings.method == "somp":
         atoms = dictionary.double()
         # Of the pixels a pursuit needs their moments only.
-        if spectra.is_cuda:
-            # All at once: the shape of the batch stays there, and small products take longer to launch than to compute.
-            precise = spectra.double()
-            return simultaneous_omp(precise.transpose(1, 2) @ precise, atoms, settings.size)
-        # One block at a time: what it gets must not depend on its batch mates, not even in a tie.
-        moments = [x.T @ x for x in map(Tensor.double, spectra)]
-        return torch.cat([simultaneous_omp(x[None], atoms, settings.size) for x in moments])
+        return of_moments(lambda moments: simultaneous_omp(moments, atoms, settings.size), spectra)
     centroid = spectra.mean(dim=1)
     if settings.method == "centroid_lasso":
         return lasso_order(centroid.double(), dictionary.double(), settings.size)

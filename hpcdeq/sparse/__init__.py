@@ -1,5 +1,6 @@
 """Classical sparse coding on tensors: dictionaries, pursuits, the Lasso, codes of small total variation, and denoising by them."""
 
+from hpcdeq.sparse.cosines import cosine_basis
 from hpcdeq.sparse.denoising import (
     denoise_by_fast_tv,
     denoise_by_lasso,
@@ -22,6 +23,7 @@ __all__ = [
     "TvResult",
     "batch_omp",
     "centroid_support",
+    "cosine_basis",
     "denoise_by_fast_tv",
     "denoise_by_lasso",
     "denoise_by_omp",

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hpcdeq.sparse.cosines import cosine_basis
 from hpcdeq.sparse.pursuit import check_dictionary
 
 # Images that are worked on together on a CPU: what an iteration needs of them stays in a core's cache.
@@ -131,7 +132,7 @@ def solve_block(
     balancing the residuals).
     """
     m, (_, height, width) = atoms.shape[1], block.shape
-    bases = _cosines(height, block), _cosines(width, block)
+    bases = cosine_basis(height, block), cosine_basis(width, block)
     stiffness = _laplacian(height, block)[:, None] + _laplacian(width, block)
     if l1_penalty is not None:
         stiffness = stiffness + 1
@@ -255,14 +256,6 @@ def _transform(images: Tensor, bases: tuple[Tensor, Tensor]) -> Tensor:
     """
     down, across = bases
     return down @ (images @ across.T)
-
-
-def _cosines(size: int, like: Tensor) -> Tensor:
-    """Orthonormal basis of the discrete cosine transform (DCT-II), a row a frequency."""
-    k = torch.arange(size, dtype=torch.float64, device=like.device)
-    basis = torch.cos(math.pi / size * k[:, None] * (k + 0.5)) * math.sqrt(2 / size)
-    basis[0] /= math.sqrt(2)
-    return basis.to(like.dtype)
 
 
 def _laplacian(size: int, like: Tensor) -> Tensor:
