@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hpcdeq.models import CnnSettings, ModelSettings, SparseDenoiser, SupportSettings
 from hpcdeq.models.prefilter import _cosine_transform, wiener
-from hpcdeq.models.spectra import to_blocks
+from hpcdeq.models.spectra import to_blocks, to_spectra
 from hpcdeq.solvers import Anderson
 
 BANDS = 9
@@ -45,9 +45,8 @@ def test_most_of_the_noise_of_a_smooth_scene_goes() -> None:
 
 def test_a_scene_without_noise_stays() -> None:
     clean = scene()
-    torch.testing.assert_close(
-        wiener(clean), clean, rtol=0, atol=5e-4
-    )  # its own detail is measured as a little noise
+    # Its own detail is measured as a little noise.
+    torch.testing.assert_close(wiener(clean), clean, rtol=0, atol=5e-4)
     flat = torch.full((2, BANDS, 20, 20), 0.3)
     torch.testing.assert_close(wiener(flat), flat)
 
@@ -127,8 +126,7 @@ def test_a_prior_is_told_the_level_before_the_filter() -> None:
     atoms = torch.eye(BANDS)
     model = SparseDenoiser(settings, atoms).eval()
     blocks = noisy(scene(dtype=torch.float32))
-    filtered = wiener(blocks)
     with torch.no_grad():
         prior = model.prior.fix(blocks, torch.float32)
-        expected = to_blocks(prior(filtered.permute(0, 2, 3, 1).flatten(1, 2).contiguous()), 20, 20)
+        expected = to_blocks(prior(to_spectra(wiener(blocks))), 20, 20)
         assert torch.equal(model.prior_alone(blocks), expected)
